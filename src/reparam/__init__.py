@@ -1,0 +1,84 @@
+"""reparam: the toolkit for what a diffusion model predicts.
+
+Names are imported when they are first used, so ``import reparam`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import errors, metrics, networks, samplers, schedules, targets, times, weightings
+    from .denoiser import Conventions, Denoiser, Posterior
+    from .objective import Objective
+    from .samplers import DDIM, Euler, Heun, Trajectory, sample
+    from .schedules import DDPM, Cosine, RectifiedFlow, Schedule, schedule
+    from .spec import Spec, load, save
+    from .studies import study
+    from .targets import Target, convert, target
+    from .times import LogitNormal, Uniform
+
+_FROM = {
+    "denoiser": ["Conventions", "Denoiser", "Posterior"],
+    "objective": ["Objective"],
+    "samplers": ["DDIM", "Euler", "Heun", "Trajectory", "sample"],
+    "schedules": ["DDPM", "Cosine", "RectifiedFlow", "Schedule", "schedule"],
+    "spec": ["Spec", "load", "save"],
+    "studies": ["study"],
+    "targets": ["Target", "convert", "target"],
+    "times": ["LogitNormal", "Uniform"],
+}
+_HOME = {name: module for module, names in _FROM.items() for name in names}
+_MODULES = ["errors", "metrics", "networks", "samplers", "schedules", "targets", "times", "weightings"]
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Conventions",
+    "Cosine",
+    "Denoiser",
+    "Euler",
+    "Heun",
+    "LogitNormal",
+    "Objective",
+    "Posterior",
+    "RectifiedFlow",
+    "Schedule",
+    "Spec",
+    "Target",
+    "Trajectory",
+    "Uniform",
+    "__version__",
+    "convert",
+    "errors",
+    "load",
+    "metrics",
+    "networks",
+    "sample",
+    "samplers",
+    "save",
+    "schedule",
+    "schedules",
+    "study",
+    "target",
+    "targets",
+    "times",
+    "weightings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,205 @@
+"""Any network, seen as what it knows of x0 given x_t.
+
+A network is any ``nn.Module`` called as ``net(x, time, **cond)``. How it wants its time and
+its input, what it predicts and where it was trained are stated once, in
+:class:`Conventions`; :class:`Denoiser` turns the network into the posterior of x0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NetworkError, SingularTime, TimeOutOfRange, Unsupported, unknown
+from .schedules import DDPM, Schedule, Time, as_time, like, schedule
+from .targets import X0, Target, coefficients, target
+
+
+class Posterior(NamedTuple):
+    """What is known of x0 given x_t: its mean, and its variance where the model has one."""
+
+    mean: Tensor
+    var: Tensor | None = None
+
+
+def _step(t: Tensor, s: Schedule) -> Tensor:
+    if not isinstance(s, DDPM):
+        raise Unsupported(f"time='step' needs a schedule with integer steps (ddpm), found {s}.")
+    return s.step(t)
+
+
+#: How a network wants its time, from t in [0, 1].
+TIME_CONVENTIONS: dict[str, Callable[[Tensor, Schedule], Tensor]] = {
+    "t": lambda t, s: t,
+    "1-t": lambda t, s: 1 - t,
+    "1000t": lambda t, s: 1000 * t,
+    "step": _step,
+    "log_snr": lambda t, s: s.log_snr(t),
+    "log_sigma/4": lambda t, s: -s.log_snr(t) / 8,  # log of σ/α, as EDM counts noise
+}
+
+#: The factor on x_t before the network sees it.
+INPUT_CONVENTIONS: dict[str, Callable[[Tensor, Schedule], Tensor] | None] = {
+    "none": None,
+    # Unit variance for data of unit variance.
+    "unit_variance": lambda t, s: (s.alpha(t) ** 2 + s.sigma(t) ** 2).rsqrt(),
+}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a network predicts, under which forward process, and how it is called.
+
+    Args:
+        schedule: the forward process, an object, a name or a mapping.
+        target: what the network predicts, likewise.
+        time: how it wants its time: "t", "1-t", "1000t", "step" (int64), "log_snr" or
+            "log_sigma/4" (EDM's c_noise, of σ/α).
+        input: how x_t is scaled: "none" or "unit_variance" (divided by sqrt(α² + σ²)).
+        t_range: where it is trained, and where sampling starts.
+
+    Raises:
+        UnknownName: if a name is not known.
+        TimeOutOfRange: if t_range is not two increasing numbers in [0, 1].
+        SingularTime: if x0 does not follow from the prediction somewhere in t_range.
+    """
+
+    schedule: Schedule
+    target: Target
+    time: str = "t"
+    input: str = "none"
+    t_range: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", schedule(self.schedule))
+        object.__setattr__(self, "target", target(self.target))
+        if self.time not in TIME_CONVENTIONS:
+            raise unknown("time convention", self.time, TIME_CONVENTIONS)
+        if self.input not in INPUT_CONVENTIONS:
+            raise unknown("input convention", self.input, INPUT_CONVENTIONS)
+        if self.time == "step" and not isinstance(self.schedule, DDPM):
+            raise Unsupported(
+                f"time='step' needs a schedule with integer steps (ddpm), found {self.schedule}."
+            )
+        low, high = (float(v) for v in self.t_range)
+        object.__setattr__(self, "t_range", (low, high))
+        if not 0 <= low < high <= 1:
+            raise TimeOutOfRange(
+                f"t_range is two increasing numbers in [0, 1], found [{low:g}, {high:g}]."
+            )
+        if singular := self.target.singular_times(self.schedule, self.t_range):
+            raise SingularTime(
+                f"a network that predicts {self.target.name} cannot be turned into x0 at "
+                f"t = {', '.join(f'{t:g}' for t in singular[:4])} under {self.schedule}, inside "
+                f"t_range = [{low:g}, {high:g}]. Leave that time out, for example t_range: "
+                f"{_suggest(low, high, singular)}, or predict x0, v or velocity instead."
+            )
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time as the network wants it; float64 (int64 for "step"), shape of t."""
+        return TIME_CONVENTIONS[self.time](t, self.schedule)
+
+    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The network's output at x_t [B, …] and float64 times t (scalar or [B]), checked and cast up.
+
+        Raises:
+            NetworkError: if the output has not the shape of x_t.
+        """
+        scale = INPUT_CONVENTIONS[self.input]
+        x = x_t if scale is None else like(scale(t, self.schedule), x_t) * x_t
+        time = self.network_time(t)
+        dtype = time.dtype if time.dtype == torch.int64 else x_t.dtype
+        time = time.to(device=x_t.device, dtype=dtype, non_blocking=True).expand(len(x_t))
+        y = net(x, time, **cond)
+        if not isinstance(y, Tensor) or y.shape != x_t.shape:
+            found = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise NetworkError(
+                f"{type(net).__name__} returned {found} for an input of shape {list(x_t.shape)}; a network "
+                f"that predicts {self.target.name} returns a tensor of its input's shape."
+            )
+        return y.to(x_t.dtype) if y.dtype != x_t.dtype else y
+
+
+def _suggest(low: float, high: float, singular: list[float]) -> str:
+    if singular == [high]:
+        return f"[{low:g}, {high - 0.02 * (high - low):g}]"
+    if singular == [low]:
+        return f"[{low + 0.02 * (high - low):g}, {high:g}]"
+    return "a range without it"
+
+
+class Denoiser(nn.Module):
+    """A network as the posterior of x0 given x_t.
+
+    Args:
+        net: called as ``net(x, time, **cond)``.
+        schedule, target, time, input, t_range: see :class:`Conventions`.
+        data: what is known of the data it was trained on (shape, normalisation, σ_data),
+            plain data that travels with the weights.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule | str | dict[str, Any],
+        target: Target | str | dict[str, Any],
+        *,
+        time: str = "t",
+        input: str = "none",
+        t_range: tuple[float, float] = (0.0, 1.0),
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.conventions = Conventions(schedule, target, time, input, t_range)  # type: ignore[arg-type]
+        self.data = data
+        #: How it was trained, where that is known: part of the spec, not of the mathematics.
+        self.training_record: dict[str, Any] | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process the network was trained under."""
+        return self.conventions.schedule
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts."""
+        return self.conventions.target
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        """Where the network was trained, and where sampling starts."""
+        return self.conventions.t_range
+
+    def forward(self, x_t: Tensor, t: Time, **cond: Any) -> Posterior:
+        """The posterior of x0 given ``x_t`` of shape [B, …] at ``t``, a scalar or of shape [B].
+
+        Raises:
+            SingularTime: where x0 does not follow from the prediction.
+            NetworkError: if the network returns something of another shape.
+        """
+        t64 = as_time(t)
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        a, b = coefficients(self.target, X0(), t64, self.schedule)
+        y = self.conventions.call(self.net, x_t, t64, cond)
+        if self.target == X0() and a.count_nonzero() == 0:
+            return Posterior(y)
+        return Posterior(self.target.apply(like(a, x_t), x_t) + self.target.apply(like(b, y), y))
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Any:
+    """Evaluation mode and no gradients inside; every submodule's own mode afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for m, mode in modes:
+            m.training = mode

@@ -1,0 +1,68 @@
+"""Networks: called as ``net(x, time, **cond)``; they know nothing of targets."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+from torch import nn
+
+from ..errors import NetworkError, ReparamError, unknown
+from .mlp import MLP
+
+__all__ = ["MLP", "NETWORKS", "is_factory", "network"]
+
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
+
+
+def is_factory(name: object) -> bool:
+    """Whether a network's name is a user's own ``pkg.mod:make``."""
+    return isinstance(name, str) and ":" in name
+
+
+def network(config: dict[str, Any]) -> nn.Module:
+    """A network from plain data: ``{name: mlp, dim: 2, …}`` or ``{name: "pkg.mod:make", …}``.
+
+    A factory of the user's is called with the other entries as keyword arguments and returns
+    an ``nn.Module``. Modules are looked for in the current folder as well.
+
+    Raises:
+        UnknownName: if no network has that name, or it takes no such argument.
+        NetworkError: if the user's factory cannot be imported, or does not return a network.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if is_factory(name):
+        return _from_factory(str(name), arguments)
+    if name not in NETWORKS:
+        raise unknown("network", name, [*NETWORKS, "pkg.mod:make"])
+    known = [p for p in inspect.signature(NETWORKS[name]).parameters]
+    for key in arguments:
+        if key not in known:
+            raise unknown(f"argument of network {name!r}", key, known)
+    return NETWORKS[name](**arguments)
+
+
+def _from_factory(path: str, arguments: dict[str, Any]) -> nn.Module:
+    module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise NetworkError(
+            f"cannot import network {path!r}: {e}. Expected 'package.module:function', importable from the "
+            "current folder or installed."
+        ) from e
+    try:
+        net = make(**arguments)
+    except ReparamError:
+        raise
+    except Exception as e:
+        raise NetworkError(f"network {path!r} could not be made with {arguments}: {e!r}.") from e
+    if not isinstance(net, nn.Module):
+        raise NetworkError(f"network {path!r} returned {type(net).__name__}, expected a torch.nn.Module.")
+    return net

@@ -1,0 +1,279 @@
+r"""What the network predicts.
+
+Every linear target is a row :math:`(p, q)`: the network is asked for
+
+.. math:: y = p(t)\, x_0 + q(t)\, \varepsilon .
+
+Together with :math:`x_t = \alpha x_0 + \sigma \varepsilon` that is a 2×2 system with the
+determinant :math:`\Delta = \alpha q - \sigma p`, and solving it once gives everything:
+
+.. math::
+    x_0 = \frac{q\, x_t - \sigma\, y}{\Delta}, \qquad
+    \varepsilon = \frac{\alpha\, y - p\, x_t}{\Delta}, \qquad
+    y' = \frac{(p' q - q' p)\, x_t + \Delta'\, y}{\Delta} ,
+
+the last being any other target :math:`y' = p' x_0 + q' \varepsilon`. An error in y is
+amplified by σ/|Δ| in x0 and by α/|Δ| in ε, so a target is singular where Δ = 0.
+
+A new target is one class with one method, :meth:`Target.rows`.
+
+References:
+    ε: Ho et al., arXiv 2006.11239. v: Salimans & Ho, arXiv 2202.00512, appendix D.
+    Velocity: Lipman et al., arXiv 2210.02747. x0 on pixels: Li & He, arXiv 2511.13720.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import SingularTime, unknown
+from .schedules import Schedule, Time, as_time, build, like
+
+
+class Amplification(NamedTuple):
+    """By how much an error in the prediction grows in x0 and in ε; float64, ∞ where singular."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Target(ABC):
+    """A linear target. A subclass gives :meth:`rows`; everything else is derived from it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        """The row (p, q) at times ``t`` (float64, any shape), in float64.
+
+        The shape is that of ``t``; trailing axes of the data's shape make it elementwise.
+        """
+
+    def apply(self, c: Tensor, y: Tensor) -> Tensor:
+        """A coefficient times data of this target's kind: elementwise, unless overridden."""
+        return c * y
+
+    def delta(self, t: Time, schedule: Schedule) -> Tensor:
+        """Δ = α q − σ p in float64: the target determines x0 and ε where it is not zero."""
+        t = as_time(t)
+        p, q = self.rows(t, schedule)
+        return schedule.alpha(t) * q - schedule.sigma(t) * p
+
+    def encode(self, x0: Tensor, eps: Tensor, t: Time, schedule: Schedule) -> Tensor:
+        """y = p x0 + q ε, for x0 and ε of shape [B, …] and t a scalar or of shape [B].
+
+        Raises:
+            SingularTime: where the target itself is infinite.
+        """
+        t = as_time(t)
+        p, q = self.rows(t, schedule)
+        _refuse_infinite(p + q, t, f"{self} has no finite value", schedule)
+        return self.apply(like(p, x0), x0) + self.apply(like(q, eps), eps)
+
+    def to_x0(self, y: Tensor, x_t: Tensor, t: Time, schedule: Schedule) -> Tensor:
+        """x0 from a prediction ``y`` of this target; where σ = 0 that is x_t/α, whatever y says.
+
+        Raises:
+            SingularTime: where Δ = 0.
+        """
+        return convert(y, x_t, t, schedule, source=self, to=X0())
+
+    def to_eps(self, y: Tensor, x_t: Tensor, t: Time, schedule: Schedule) -> Tensor:
+        """ε from a prediction ``y`` of this target.
+
+        Raises:
+            SingularTime: where Δ = 0.
+        """
+        return convert(y, x_t, t, schedule, source=self, to=Eps())
+
+    def amplification(self, t: Time, schedule: Schedule) -> Amplification:
+        """σ/|Δ| in x0 and α/|Δ| in ε, for an error of size one in the prediction."""
+        t = as_time(t)
+        p, q = self.rows(t, schedule)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        delta = (alpha * q - sigma * p).abs()
+        # A row without ε has Δ = −σp, and one without x0 has Δ = αq: the quotients without 0/0.
+        x0 = torch.where(q == 0, 1 / p.abs(), sigma / delta)
+        eps = torch.where(p == 0, 1 / q.abs(), alpha / delta)
+        return Amplification(x0, eps)
+
+    def condition(self, t: Time, schedule: Schedule, to: Target | str = "x0") -> Tensor:
+        """How much relative rounding error grows when this target is converted to ``to``.
+
+        With y' = a x_t + b y it is (|a|(α + σ) + |b|(|p| + |q|)) / (|p'| + |q'|): the sizes of
+        the two terms against that of their sum, for x0 and ε of size one. ∞ where singular.
+        """
+        t, to = as_time(t), target(to)
+        p, q = self.rows(t, schedule)
+        p2, q2 = to.rows(t, schedule)
+        a, b = _solve(self, to, t, schedule)
+        size_in = a.abs() * (schedule.alpha(t) + schedule.sigma(t)) + b.abs() * (p.abs() + q.abs())
+        kappa = size_in / (p2.abs() + q2.abs())
+        return torch.where(kappa.isfinite(), kappa, torch.inf)
+
+    def singular_times(
+        self, schedule: Schedule, t_range: tuple[float, float] = (0.0, 1.0), points: int = 2049
+    ) -> list[float]:
+        """The times in ``t_range`` at which x0 does not follow from the prediction.
+
+        Both ends and a grid are evaluated; a change of sign of Δ between two points of the
+        grid is traced to its zero by bisection.
+        """
+        t = torch.linspace(*t_range, points, dtype=torch.float64)
+        t[-1] = t_range[1]
+        found = t[~self.amplification(t, schedule).x0.isfinite()].tolist()
+        delta = self.delta(t, schedule).reshape(points, -1)
+        for i in ((delta[:-1] * delta[1:]) < 0).any(1).nonzero().flatten().tolist():
+            column = int(((delta[i] * delta[i + 1]) < 0).nonzero()[0])
+            found.append(self._zero_between(float(t[i]), float(t[i + 1]), schedule, column))
+        return sorted(found)
+
+    def _zero_between(self, low: float, high: float, schedule: Schedule, column: int) -> float:
+        def value(t: float) -> float:
+            return float(self.delta(t, schedule).flatten()[column])
+
+        sign = value(low)
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if value(middle) * sign > 0 else (low, middle)
+        return (low + high) / 2
+
+    def config(self) -> dict[str, Any]:
+        """The target as plain data, from which :func:`target` builds it again."""
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields}}
+
+
+@dataclass(frozen=True)
+class X0(Target):
+    """The clean data: p = 1, q = 0. Regular everywhere."""
+
+    name: ClassVar[str] = "x0"
+
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class Eps(Target):
+    """The noise: p = 0, q = 1. Singular where α = 0, at the end of rectified flow and of the cosine."""
+
+    name: ClassVar[str] = "eps"
+
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class V(Target):
+    """v = α ε − σ x0 (Salimans & Ho): p = −σ, q = α, Δ = α² + σ². Not the flow velocity."""
+
+    name: ClassVar[str] = "v"
+
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        return -schedule.sigma(t), schedule.alpha(t)
+
+
+@dataclass(frozen=True)
+class Velocity(Target):
+    """dx_t/dt = α' x0 + σ' ε: p = α', q = σ'. On rectified flow, noise_scale·ε − x0."""
+
+    name: ClassVar[str] = "velocity"
+
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        return schedule.alpha_dot(t), schedule.sigma_dot(t)
+
+
+TARGETS: dict[str, type[Target]] = {c.name: c for c in (X0, Eps, V, Velocity)}
+#: The names that diffusers' schedulers use.
+ALIASES = {"sample": "x0", "epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
+
+
+def target(which: str | dict[str, Any] | Target) -> Target:
+    """A target by name (ours or diffusers'), or by a mapping of name and arguments, or itself.
+
+    Raises:
+        UnknownName: if no target has that name.
+    """
+    if isinstance(which, Target):
+        return which
+    arguments = {"name": which} if isinstance(which, str) else dict(which)
+    name = arguments.get("name")
+    arguments["name"] = ALIASES.get(str(name), name)
+    if arguments["name"] not in TARGETS:
+        raise unknown("target", name, [*TARGETS, *ALIASES])
+    built: Target = build("target", TARGETS, arguments)
+    return built
+
+
+def convert(
+    y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str | Target, to: str | Target
+) -> Tensor:
+    """The same prediction, expressed as another target.
+
+    Args:
+        y: the prediction, shape [B, …], in the ``source`` target.
+        x_t: the noisy data that it was made from, same shape.
+        t: a scalar or shape [B], in [0, 1].
+        source: the target that ``y`` is in.
+        to: the target wanted.
+
+    Returns:
+        The prediction in ``to``; shape, device and dtype of ``y`` and ``x_t`` by torch's promotion.
+
+    Raises:
+        SingularTime: where the answer does not follow from ``y`` and ``x_t``.
+    """
+    source, to = target(source), target(to)
+    t = as_time(t)
+    a, b = coefficients(source, to, t, schedule)
+    # A target in a basis overrides apply; at most one of the two does, and it applies both terms.
+    kind = source if type(source).apply is not Target.apply else to
+    return kind.apply(like(a, x_t), x_t) + kind.apply(like(b, y), y)
+
+
+def coefficients(source: Target, to: Target, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """(a, b) in float64 such that y' = a x_t + b y.
+
+    Raises:
+        SingularTime: where they do not exist.
+    """
+    t = as_time(t)
+    a, b = _solve(source, to, t, schedule)
+    _refuse_infinite(a + b, t, f"{source.name} cannot be converted to {to.name}", schedule)
+    return a, b
+
+
+def _solve(source: Target, to: Target, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    if source == to:
+        return torch.zeros_like(t), torch.ones_like(t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    p, q = source.rows(t, schedule)
+    p2, q2 = to.rows(t, schedule)
+    delta = alpha * q - sigma * p
+    a = (p2 * q - q2 * p) / delta
+    b = (alpha * q2 - sigma * p2) / delta
+    # At the ends x_t alone is one of the two unknowns: the data where σ = 0, the noise where α = 0.
+    only_x0, only_eps = (sigma == 0) & (q2 == 0), (alpha == 0) & (p2 == 0)
+    a = torch.where(only_x0, p2 / alpha, torch.where(only_eps, q2 / sigma, a))
+    b = torch.where(only_x0 | only_eps, torch.zeros_like(b), b)
+    return a, b
+
+
+def _refuse_infinite(values: Tensor, t: Tensor, what: str, schedule: Schedule) -> None:
+    bad = ~values.isfinite()
+    if not bool(bad.any()):
+        return
+    where = bad.reshape(*t.shape, -1).any(-1) if bad.ndim > t.ndim else bad
+    at = t.expand(where.shape)[where].flatten()[0].item() if where.ndim else t.item()
+    raise SingularTime(
+        f"{what} at t = {at:g} under {schedule}: there alpha = {schedule.alpha(at).item():g} and "
+        f"sigma = {schedule.sigma(at).item():g}, and the two equations for x0 and eps are not independent. "
+        "Keep t away from there (t_range), or use a target that is regular there (x0 or v)."
+    )
