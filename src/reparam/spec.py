@@ -160,15 +160,20 @@ def save(denoiser: Denoiser, path: str | Path) -> None:
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     """A safetensors file, written beside its place and renamed: whole or not there at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        # safetensors makes its files private; ours are as readable as any other file here.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}. Choose another place.") from e
+    except (OSError, SafetensorError) as e:
+        raise OutputError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}. Choose another place.") from e
     finally:
         temporary.unlink(missing_ok=True)
 

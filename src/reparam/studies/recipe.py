@@ -1,0 +1,407 @@
+"""Recipes: what to compare, on what, for how long.
+
+A recipe is YAML. A list where one value is expected is a sweep, and a study is the product
+of all its sweeps. Every key and value is checked on load, and an error gives its path.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from .. import targets
+from ..data import DATA
+from ..errors import Conflict, RecipeError, ReparamError, unknown
+from ..metrics import METRICS
+from ..networks import NETWORKS, is_factory
+from ..objective import Objective
+from ..samplers import SAMPLERS
+from ..schedules import SCHEDULES
+from ..times import TIMES
+from ..training import TrainConfig
+
+#: Keys whose value is a list by nature; a list of such lists is a sweep.
+_PAIRS = {"t_range", "validate_on"}
+#: What an entry of ``target`` may set besides the target's own arguments.
+_PER_TARGET = ("t_range", "loss_space", "weighting", "times")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How samples are drawn for scoring: n of them, by which sampler, in how many steps."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
+    n: int = 2048
+    sampler: str = "heun"
+    steps: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 2 or self.steps < 1:
+            raise RecipeError(f"sample.n must be at least 2 and sample.steps at least 1, found {self.n}, {self.steps}.")
+        if self.sampler not in SAMPLERS:
+            raise unknown("sampler", self.sampler, SAMPLERS)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a recipe without sweeps. All fields are plain data."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
+    data: dict[str, Any]
+    network: dict[str, Any]
+    target: dict[str, Any]
+    name: str = ""
+    description: str = ""
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "rectified_flow"})
+    loss_space: str | dict[str, Any] | None = None
+    weighting: str | dict[str, Any] | None = None
+    times: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    time: str = "t"
+    input: str = "none"
+    t_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    validate_on: list[float] | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    metrics: list[str] | None = None
+    rank_by: str | None = None
+    seed: int = 0
+
+    def objective(self) -> Objective:
+        """The objective that the run trains for.
+
+        Raises:
+            ReparamError: if its parts contradict each other.
+        """
+        low, high = self.t_range
+        return Objective(
+            self.schedule,
+            self.target,
+            loss_space=self.loss_space,
+            weighting=self.weighting,
+            times=self.times,
+            time=self.time,
+            input=self.input,
+            t_range=(low, high),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain data; again a recipe."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe.
+
+    Attributes:
+        name, description: of the study.
+        runs: what it comes to, by run name.
+        rank_by: the metric that orders the leaderboard, or None for the data's first.
+    """
+
+    name: str
+    description: str
+    runs: dict[str, RunConfig]
+    rank_by: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the results; two recipes are the same where this is."""
+        return {
+            "name": self.name,
+            "rank_by": self.rank_by,
+            "runs": {run: config.to_dict() for run, config in self.runs.items()},
+        }
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(k) for k, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.YAMLError(f"key {key!r} is given twice, line {node.start_mark.line + 1}")
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as plain data.
+
+    Raises:
+        RecipeError: if it is not well formed.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of the safe loader)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{where} is not valid YAML: {e}") from e
+
+
+def built_in() -> dict[str, str]:
+    """The recipes that come with reparam: name → text."""
+    folder = files("reparam") / "recipes"
+    found = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in sorted(found, key=lambda f: f.name)}
+
+
+def read_recipe(which: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """The raw recipe: a built-in one by name, a YAML file, or plain data.
+
+    Raises:
+        UnknownName: if there is no such recipe.
+        RecipeError: if the file cannot be read as a mapping.
+    """
+    if isinstance(which, dict):
+        return copy.deepcopy(which)
+    recipes = built_in()
+    if str(which) in recipes:
+        raw, where = parse_yaml(recipes[str(which)], f"recipe {which}"), f"recipe {which}"
+        raw.setdefault("name", str(which))
+        return dict(raw)
+    path = Path(which)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise unknown("recipe", which, [*recipes, "a path to a .yaml file"])
+    try:
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise RecipeError(f"cannot read recipe {path}: {reason}. Built-in recipes: {', '.join(recipes)}.") from e
+    raw = parse_yaml(text, where)
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where} holds {type(raw).__name__}, expected a mapping with data, network, target.")
+    raw.setdefault("name", path.stem)
+    return raw
+
+
+def override(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The recipe with ``a.b=value`` settings applied; values are read as YAML.
+
+    Raises:
+        RecipeError: if a setting has no "=", or its path leads through a value.
+    """
+    raw = copy.deepcopy(raw)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise RecipeError(f"--set {setting!r}: expected a.b=value, for example --set train.steps=500.")
+        at: dict[str, Any] = raw
+        for i, key in enumerate(keys[:-1]):
+            below = at.get(key, {})
+            if isinstance(below, str) and key in ("data", "network", "schedule", "times"):
+                below = _named(key, below)
+            if not isinstance(below, dict):
+                raise RecipeError(f"--set {setting!r}: {'.'.join(keys[: i + 1])} is {below!r}, not a mapping.")
+            at[key] = below
+            at = below
+        at[keys[-1]] = parse_yaml(text, f"--set {setting}")
+    return raw
+
+
+def load_recipe(
+    which: str | Path | dict[str, Any],
+    settings: list[str] | None = None,
+    *,
+    extra_networks: tuple[str, ...] = (),
+    extra_data: tuple[str, ...] = (),
+) -> Recipe:
+    """A recipe, checked and with its sweeps multiplied out.
+
+    Args:
+        which: see :func:`read_recipe`.
+        settings: see :func:`override`.
+        extra_networks, extra_data: names that the caller supplies itself.
+
+    Raises:
+        RecipeError, UnknownName, Conflict, …: with the path of the key in the message.
+    """
+    raw = override(read_recipe(which), settings or [])
+    _check_keys("", raw, [f.name for f in fields(RunConfig)])
+    for key in ("data", "network", "target"):
+        if raw.get(key) is None:
+            raise RecipeError(f"{key}: missing. A recipe needs data, network and target.")
+    for key in ("name", "description", "rank_by"):
+        if not isinstance(raw.get(key, ""), str | None):
+            raise RecipeError(f"{key}: expected text, found {raw[key]!r}.")
+    runs: dict[str, RunConfig] = {}
+    for label, chosen in _product(raw):
+        config = _run(chosen, extra_networks, extra_data)
+        run, n = label, 2
+        while run in runs:
+            run, n = f"{label}-{n}", n + 1
+        runs[run] = config
+    return Recipe(str(raw.get("name", "study")), str(raw.get("description", "")), _share_validation(runs), raw.get("rank_by"))
+
+
+def _named(key: str, value: Any) -> Any:
+    """The long form of ``network: mlp``, ``data: file.npz`` and the like."""
+    if isinstance(value, str):
+        if key == "data" and value.endswith((".npy", ".npz")):
+            return {"name": "array", "path": value}
+        return {"name": value}
+    return value
+
+
+def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Every (path, values) where the recipe gives a list for one value."""
+    for key, value in raw.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and key != "target":
+            yield from _sweeps(value, f"{path}.")
+        elif isinstance(value, list) and path != "metrics":
+            if key in _PAIRS and not any(isinstance(v, list) for v in value):
+                continue
+            if not value:
+                raise RecipeError(f"{path}: the list of values to sweep is empty.")
+            yield path, value
+
+
+def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the swept values, with a name for it."""
+    sweeps = list(_sweeps(raw))
+    size = math.prod(len(values) for _, values in sweeps)
+    if size > 10_000:
+        raise RecipeError(f"this recipe comes to {size} runs; sweep fewer values.")
+    # Names: what is swept, coarse to fine, the target last.
+    order = sorted(sweeps, key=lambda s: (s[0] == "seed", s[0] == "target"))
+    for values in itertools.product(*(v for _, v in order)):
+        chosen = copy.deepcopy(raw)
+        parts = []
+        for (path, _), value in zip(order, values, strict=True):
+            at = chosen
+            *parents, last = path.split(".")
+            for key in parents:
+                at = at[key]
+            at[last] = copy.deepcopy(value)
+            parts.append(_label(last, value))
+        yield "-".join(parts) or _label("target", raw["target"]), chosen
+
+
+def _label(key: str, value: Any) -> str:
+    text = value.get("name", "") if isinstance(value, dict) else value
+    text = text if key in ("target", "data", "network", "schedule", "times") else f"{key}{text}"
+    return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.") or key
+
+
+def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple[str, ...]) -> RunConfig:
+    raw = {**raw, **{k: _named(k, raw[k]) for k in ("data", "network", "schedule", "times", "target") if k in raw}}
+    if isinstance(raw["target"], dict):
+        own = dict(raw["target"])
+        raw |= {k: own.pop(k) for k in _PER_TARGET if k in own}
+        raw["target"] = own
+        raw["times"] = _named("times", raw.get("times", "uniform"))
+    config = _validated("", RunConfig, raw)
+    if config.loss_space is not None and config.weighting is not None:
+        raise Conflict(
+            f"loss_space ({config.loss_space}) and weighting ({config.weighting}) are both given; a loss space "
+            "is itself a weighting. Remove one of the two."
+        )
+    _check_part("data", config.data, DATA, extra_data)
+    _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim",))
+    _check_part("schedule", config.schedule, SCHEDULES)
+    _check_part("times", config.times, TIMES)
+    for name in [*(config.metrics or []), *([config.rank_by] if config.rank_by else [])]:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    for key in _PAIRS:
+        pair = getattr(config, key)
+        if pair is not None and (len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1):
+            raise RecipeError(f"{key}: expected two increasing numbers in [0, 1], found {pair}.")
+    try:
+        config.objective()
+    except ReparamError as e:
+        raise type(e)(f"target {config.target['name']}: {e}") from e
+    return config
+
+
+def _check_keys(path: str, given: dict[str, Any], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise unknown("key", f"{path}{key}", [f"{path}{k}" for k in known])
+
+
+def _validated(path: str, kind: Any, raw: dict[str, Any]) -> Any:
+    try:
+        # In JSON mode a mapping may stand for a dataclass, while types stay strict.
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+    except ValidationError as e:
+        raise _translated(path, kind, e) from e
+
+
+def _translated(path: str, kind: Any, error: ValidationError) -> ReparamError:
+    first = error.errors()[0]
+    where = path + ".".join(str(p) for p in first["loc"] if not str(p).startswith(("function-", "dict[", "str")))
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent, _, _ = where.rpartition(".")
+        section = get_type_hints(kind).get(parent, kind) if parent else kind
+        known = [f"{parent}.{f.name}" if parent else f.name for f in fields(section)]
+        return unknown("key", where, known)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ReparamError):
+        return cause
+    wanted = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return RecipeError(f"{where}: expected {wanted}, found {first['input']!r}.")
+
+
+def _check_part(
+    key: str,
+    config: dict[str, Any],
+    known: dict[str, Callable[..., Any]] | dict[str, type],
+    extra: tuple[str, ...] = (),
+    supplied: tuple[str, ...] = (),
+) -> None:
+    """Check ``{name: …, argument: …}`` against what the named thing takes, type by type."""
+    name = config.get("name")
+    if name in extra or (key == "network" and is_factory(name)):
+        return
+    if name not in known:
+        raise unknown(key, name, [*known, *(["pkg.mod:make"] if key == "network" else [])])
+    make: Any = known[name]
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    parameters = [p for p in inspect.signature(make).parameters if p not in supplied]
+    for argument, value in config.items():
+        if argument == "name":
+            continue
+        if argument not in parameters:
+            raise unknown(f"key of {key} {name!r}", f"{key}.{argument}", [f"{key}.{p}" for p in parameters])
+        try:
+            TypeAdapter(hints.get(argument, Any)).validate_python(value, strict=True)
+        except ValidationError as e:
+            wanted = e.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            raise RecipeError(f"{key}.{argument}: expected {wanted}, found {value!r}.") from e
+
+
+def _share_validation(runs: dict[str, RunConfig]) -> dict[str, RunConfig]:
+    """Give every run the same times to validate on: those inside every run's t_range."""
+    low = max(c.t_range[0] for c in runs.values())
+    high = min(c.t_range[1] for c in runs.values())
+    shared = [low, high] if low < high else None
+    return {
+        run: c if c.validate_on else RunConfig(**{**vars(c), "validate_on": shared or c.t_range})
+        for run, c in runs.items()
+    }

@@ -1,0 +1,307 @@
+"""The training loop: one network, one objective, one device.
+
+Everything random is a function of (seed, step), everything else is in :meth:`Trainer.state`,
+so that a run stopped at any step and continued gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser, evaluating
+from ..errors import ReparamError, SpecError
+from ..objective import Objective
+from ..spec import read_tensors, write_tensors
+from .draws import Draws, mix
+
+
+class Diverged(RuntimeError):
+    """The loss stopped being a finite number. Not a user's error: a result."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step, self.what = step, what
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps. batch: samples a step.
+        lr: the peak learning rate of AdamW. beta1, beta2, weight_decay: AdamW's own.
+        warmup: steps of linear warm-up. decay: the shape of the learning rate after it.
+        clip: the gradient norm is at most this; 0 leaves it alone.
+        ema: decay of the averaged network that is evaluated and saved; its warm-up is
+            min(ema, (1 + step)/(10 + step)).
+        precision: "bf16" runs matrix products in bfloat16 (weights, losses and optimiser stay
+            in float32), "auto" does so where the device computes them fast.
+        validations: how often the x0-error by noise level is measured, the end included.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
+    steps: int = 2000
+    batch: int = 512
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    warmup: int = 100
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = 0.995
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    validations: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("validations", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ReparamError(f"train.{name} must be at least {least}, found {getattr(self, name)}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ReparamError(f"train.lr must be a positive number, found {self.lr}.")
+        if not 0 <= self.ema < 1:
+            raise ReparamError(f"train.ema must lie in [0, 1), found {self.ema}.")
+        if self.clip < 0:
+            raise ReparamError(f"train.clip must be 0 (no clipping) or positive, found {self.clip}.")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        left = 1 - (step - self.warmup) / max(1, self.steps - self.warmup)
+        shape = {"cosine": 0.5 - 0.5 * math.cos(math.pi * left), "linear": left, "constant": 1.0}
+        return self.lr * shape[self.decay]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in tests)
+
+
+class Trainee(nn.Module):
+    """The network and whatever the objective learns, as one module that returns the losses."""
+
+    def __init__(self, net: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+
+    def forward(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """One loss a sample, shape [B]."""
+        losses: Tensor = self.objective(self.net, x0, t, eps)
+        return losses
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The same x0, t and ε for every run of a study: the only loss that compares targets.
+
+    Attributes:
+        edges: of the noise bins, in t, length K + 1.
+        x0, eps: shape [K·n, …], n samples a bin. t: shape [K·n], stratified within each bin.
+        variance: of the data, by which the error is divided.
+    """
+
+    edges: list[float]
+    x0: Tensor
+    t: Tensor
+    eps: Tensor
+    variance: float
+
+    @classmethod
+    def draw(
+        cls, real: Tensor, variance: float, t_range: tuple[float, float], bins: int = 10, each: int = 256
+    ) -> Validation:
+        """A fixed draw over held-out data ``real`` [M, …] and times in ``t_range``."""
+        low, high = t_range
+        n = bins * each
+        generator = torch.Generator().manual_seed(mix(0, 0xE44))
+        t = low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        order = torch.randperm(n, generator=generator) % len(real)
+        eps = torch.randn(n, *real.shape[1:], generator=generator)
+        edges = [low + (high - low) * k / bins for k in range(bins + 1)]
+        return cls(edges, real[order], t, eps, variance)
+
+    def errors(self, denoiser: Denoiser, chunk: int = 1024) -> list[float]:
+        """The mean squared error of x0 in each bin over the data's variance: 1 is guessing the mean."""
+        device = next(denoiser.parameters()).device
+        found = []
+        with evaluating(denoiser):
+            for at in torch.arange(len(self.t)).split(chunk):
+                x0, eps, t = self.x0[at].to(device), self.eps[at].to(device), self.t[at]
+                if denoiser.conventions.time == "step":
+                    t = denoiser.schedule.on_steps(t)  # type: ignore[attr-defined]
+                mean = denoiser(denoiser.schedule.add_noise(x0, eps, t), t).mean
+                found.append((mean - x0).square().flatten(1).mean(1).double().cpu())
+        each = torch.cat(found).reshape(len(self.edges) - 1, -1).mean(1)
+        return [float(v) for v in each / self.variance]
+
+
+class Trainer:
+    """A training run.
+
+    Args:
+        net: the network; trained in place.
+        objective: what it is trained for.
+        data: training samples, shape [N, …], float32.
+        config: how.
+        seed: of the draws.
+        validation: the fixed draw to measure on.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        objective: Objective,
+        data: Tensor,
+        config: TrainConfig,
+        *,
+        seed: int = 0,
+        validation: Validation,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.config = config
+        self.trainee = Trainee(net, objective).to(self.device)
+        #: The average over training, which is what is evaluated and saved.
+        self.average = copy.deepcopy(net).to(self.device).requires_grad_(False)
+        self.data = data.to(self.device)
+        self.validation = validation
+        self.draws = Draws(seed, config.batch, len(data), tuple(data.shape[1:]), self.device)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimiser = torch.optim.AdamW(
+            self.trainee.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=fused,
+        )
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
+        self.step = 0
+        self.seconds = 0.0
+        #: One entry a logged step; what goes to metrics.jsonl.
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The averaged network as a denoiser."""
+        return self.trainee.objective.denoiser(self.average)
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Train to the end, yielding the number of steps done after each.
+
+        Args:
+            stop: asked after every step; training ends early where it says so.
+
+        Raises:
+            Diverged: if the loss or the validation error is not finite.
+        """
+        c = self.config
+        logged = max(1, c.steps // 100)
+        validated = {round(c.steps * (k + 1) / c.validations) for k in range(c.validations)}
+        self.trainee.train()
+        while self.step < c.steps and not stop():
+            start = time.perf_counter()
+            loss, norm = self._update()
+            self.step += 1
+            if self.step % logged == 0 or self.step == c.steps or not math.isfinite(loss):
+                self.history.append(
+                    {"step": self.step, "loss": loss, "grad_norm": norm, "lr": c.lr_at(self.step - 1)}
+                )
+            if not math.isfinite(loss):
+                raise Diverged(self.step, f"the loss became {loss}")
+            if self.step in validated:
+                self._validate()
+            self.seconds += time.perf_counter() - start
+            yield self.step
+
+    def _update(self) -> tuple[float, float]:
+        c = self.config
+        batch = self.draws(self.step)
+        x0 = self.data[batch.index.to(self.device)]
+        t = self.trainee.objective.times_at(batch.u)
+        for group in self.optimiser.param_groups:
+            group["lr"] = c.lr_at(self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.trainee(x0, t, batch.eps).mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), c.clip or math.inf)
+        value = loss.item()
+        if math.isfinite(value):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._update_average()
+        return value, norm.item()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        net, average = self.trainee.net, self.average
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def _validate(self) -> None:
+        errors = self.validation.errors(self.denoiser)
+        entry = {"step": self.step, "x0_error": errors}
+        if self.history and self.history[-1]["step"] == self.step:
+            self.history[-1].update(entry)
+        else:
+            self.history.append(entry)
+        if not all(math.isfinite(e) for e in errors):
+            raise Diverged(self.step, "the validation error stopped being finite")
+
+    def save(self, path: Path) -> None:
+        """Write all that continuing needs, atomically."""
+        tensors = {f"net.{k}": v for k, v in self.trainee.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        scalars: dict[str, Any] = {}
+        for i, entries in self.optimiser.state_dict()["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser.{i}.{key}"] = value
+                else:
+                    scalars[f"optimiser.{i}.{key}"] = value
+        record = {"step": self.step, "seconds": self.seconds, "history": self.history, "scalars": scalars}
+        write_tensors(path, tensors, {"resume": json.dumps(record)})
+
+    def restore(self, path: Path) -> None:
+        """Continue from what :meth:`save` wrote.
+
+        Raises:
+            SpecError: if the file does not belong to this run.
+        """
+        tensors, metadata = read_tensors(path)
+        try:
+            record = json.loads(metadata["resume"])
+            self.trainee.load_state_dict(_under("net.", tensors))
+            self.average.load_state_dict(_under("average.", tensors))
+            state: dict[int, dict[str, Any]] = {}
+            for name, value in {**_under("optimiser.", tensors), **_under("optimiser.", record["scalars"])}.items():
+                i, _, key = name.partition(".")
+                state.setdefault(int(i), {})[key] = value
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        except (KeyError, ValueError, RuntimeError) as e:
+            raise SpecError(f"{path} does not belong to this run: {e}. Remove its folder to start afresh.") from e
+        self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
+
+
+def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
+    return {k[len(prefix) :]: v for k, v in entries.items() if k.startswith(prefix)}
