@@ -225,6 +225,12 @@ def load(
     return spec.denoiser(net)
 
 
+def weights_file(where: str | Path) -> Path:
+    """The weights that the folder of a run, or a path to a file, stands for."""
+    path = Path(where)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def read_spec(path: str | Path) -> Spec:
     """The spec in a safetensors file.
 

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError, unknown
-from .arrays import load_array, load_digits
+from .arrays import checked, load_array, load_digits
 from .manifolds import CURVES, Curve
 
-__all__ = ["DATA", "Curve", "Data", "load_data"]
+__all__ = ["DATA", "Curve", "Data", "from_array", "load_data"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,20 @@ def _array(
     if normalise not in ("scale", "none"):
         raise unknown("normalisation", normalise, ["scale", "none"])
     x, name = load_array(path, key, allow_constant)
+    return _prepared(x, name, normalise, holdout, seed)
+
+
+def from_array(array: np.ndarray | Tensor, name: str = "given array", holdout: float = 0.1, seed: int = 0) -> Data:
+    """Data from samples in memory, shape [N, …], scaled to mean 0 and standard deviation 1.
+
+    Raises:
+        DataError: under the conditions of :func:`reparam.data.arrays.load_array`.
+    """
+    held = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    return _prepared(checked(held, name), name, "scale", holdout, seed)
+
+
+def _prepared(x: Tensor, name: str, normalise: str, holdout: float, seed: int) -> Data:
     mean, std = (float(x.mean()), float(x.std(correction=0))) if normalise == "scale" else (0.0, 1.0)
     train, heldout = _split(((x - mean) / std).float(), holdout, seed)
     return Data(name=name, train=train, heldout=heldout, mean=mean, std=std)

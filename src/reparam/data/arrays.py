@@ -20,7 +20,11 @@ def load_array(path: str, key: str | None = None, allow_constant: bool = False) 
             if it holds NaN or infinity; or, unless allowed, if a column never changes.
     """
     file = Path(path).expanduser()
-    raw = _read(file, key)
+    return checked(_read(file, key), str(file), allow_constant), file.name
+
+
+def checked(raw: np.ndarray, file: str, allow_constant: bool = False) -> Tensor:
+    """The samples as float64, or the errors of :func:`load_array`; ``file`` is what to call them."""
     if raw.dtype.kind not in "fiub":
         raise DataError(f"{file} holds {raw.dtype}; expected real numbers.")
     if raw.ndim < 2:
@@ -36,7 +40,7 @@ def load_array(path: str, key: str | None = None, allow_constant: bool = False) 
         _refuse_constant(x, file)
     elif not bool(x.std(correction=0) > 0):
         raise DataError(f"{file} holds one and the same number everywhere.")
-    return x, file.name
+    return x
 
 
 def _read(file: Path, key: str | None) -> np.ndarray:
@@ -63,7 +67,7 @@ def _read(file: Path, key: str | None) -> np.ndarray:
         raise DataError(f"cannot read {file}: {e}. Expected an array saved by numpy, not pickled.") from e
 
 
-def _refuse_non_finite(x: Tensor, file: Path) -> None:
+def _refuse_non_finite(x: Tensor, file: str) -> None:
     bad = ~x.isfinite()
     if bool(bad.any()):
         first = [int(i) for i in bad.nonzero()[0]]
@@ -74,7 +78,7 @@ def _refuse_non_finite(x: Tensor, file: Path) -> None:
         )
 
 
-def _refuse_constant(x: Tensor, file: Path) -> None:
+def _refuse_constant(x: Tensor, file: str) -> None:
     flat = x.flatten(1)
     constant = (flat == flat[0]).all(0).nonzero().flatten().tolist()
     if constant:

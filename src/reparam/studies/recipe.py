@@ -128,6 +128,12 @@ class Recipe:
         }
 
 
+def from_dict(config: dict[str, Any]) -> RunConfig:
+    """The run that :meth:`RunConfig.to_dict` wrote."""
+    built: RunConfig = _validated("", RunConfig, config)
+    return built
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number and refuses a key given twice."""
 

@@ -1,0 +1,187 @@
+"""The command line: it parses, calls and prints. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._version import __version__
+from .errors import ReparamError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose own errors also leave through exit code 2 and name the help."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"error: {message}\nSee {self.prog} --help.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="reparam",
+        description="The toolkit for what a diffusion model predicts.",
+        epilog="Example: reparam study spiral --out runs/spiral",
+    )
+    parser.add_argument("--version", action="version", version=f"reparam {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_study, _add_sample, _add_report, _add_show):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, example: str, call: Callable[[Any], int]) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"Example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(call=call)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, the rest on standard error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_study(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "study",
+        "compare prediction targets on the same network, data, budget and noise",
+        "reparam study spiral --out runs/spiral --set train.steps=500",
+        _study,
+    )
+    parser.add_argument("recipe", nargs="?", help="a built-in recipe or a YAML file; without it the built-in ones are listed")
+    parser.add_argument("--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished study there is continued")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a key of the recipe; repeatable; a list is a sweep")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; by default one a core, or one a GPU")
+    parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
+
+
+def _add_sample(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "sample",
+        "draw samples from a trained run",
+        "reparam sample runs/spiral/dim2-x0 --n 64",
+        _sample,
+    )
+    parser.add_argument("run", help="the folder of a run, or a .safetensors file")
+    parser.add_argument("--n", type=int, default=64, help="how many (64)")
+    parser.add_argument("--out", metavar="FILE", help="a .npz file to write; samples-N-seedS.npz in the run's folder by default")
+    parser.add_argument("--sampler", help="euler, heun or ddim; the recipe's by default, else heun")
+    parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", "write the page of a finished study anew", "reparam report runs/spiral", _report)
+    parser.add_argument("study", help="the folder of a study")
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "show",
+        "say in words what a model is: what it predicts, under which process, how it was trained",
+        "reparam show runs/spiral/dim2-x0",
+        _show,
+    )
+    parser.add_argument("model", help="the folder of a run, or a .safetensors file")
+
+
+def _say(args: Any) -> Callable[[str], None]:
+    stream = sys.stderr if args.json else sys.stdout
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _finish(args: Any, result: dict[str, Any], text: str) -> None:
+    print(json.dumps(result) if args.json else text)
+
+
+def _study(args: Any) -> int:
+    if args.recipe is None:
+        return _list_recipes(args)
+    from .studies import study
+
+    done = study(
+        args.recipe,
+        out=args.out,
+        settings=args.set,
+        jobs=args.jobs,
+        device=args.device,
+        estimate_only=args.estimate,
+        say=_say(args),
+    )
+    if done is None:
+        if args.json:
+            print(json.dumps({"estimate_only": True}))
+        return 0
+    failed = "".join(f"\nfailed: {run}: {message}" for run, message in done.failed.items())
+    _finish(
+        args,
+        {"out": str(done.out), "report": str(done.report), "leaderboard": done.rows, "failed": done.failed},
+        f"\n{done.table()}\n\nleaderboard: {done.out / 'leaderboard.json'}\nreport:      {done.report}{failed}",
+    )
+    return 2 if done.failed else 0
+
+
+def _list_recipes(args: Any) -> int:
+    from .studies.recipe import built_in, parse_yaml
+
+    found = {name: str(parse_yaml(text, name).get("description", "")) for name, text in built_in().items()}
+    lines = [f"  {name:<10} {text}" for name, text in found.items()]
+    _finish(args, {"recipes": found}, "built-in recipes (reparam study NAME):\n" + "\n".join(lines))
+    return 0
+
+
+def _sample(args: Any) -> int:
+    from .studies.sampling import sample_run
+
+    path, shape = sample_run(args.run, args.n, out=args.out, sampler=args.sampler, steps=args.steps, seed=args.seed)
+    _finish(args, {"out": str(path), "shape": list(shape)}, f"{shape[0]} samples of shape {list(shape[1:])}: {path}")
+    return 0
+
+
+def _report(args: Any) -> int:
+    from .studies import open_study
+
+    done = open_study(args.study)
+    _finish(args, {"report": str(done.report)}, f"{done.table()}\n\nreport: {done.report}")
+    return 0
+
+
+def _show(args: Any) -> int:
+    from .spec import read_spec, weights_file
+
+    spec = read_spec(weights_file(args.model))
+    lines = [f"{what:<20} {how}" for what, how in spec.in_words()]
+    _finish(args, spec.to_dict(), "\n".join(lines))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0 fine, 1 a negative check, 2 a user's error, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.call(args))
+    except ReparamError as e:
+        if args.debug:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as e:
+        print(f"\n{e}" if str(e) else "\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

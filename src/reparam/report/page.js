@@ -1,0 +1,181 @@
+"use strict";
+(() => {
+  const store = JSON.parse(document.getElementById("samples-data").textContent);
+  const slider = document.getElementById("step");
+  const play = document.getElementById("play");
+  const readout = document.getElementById("readout");
+  if (!slider) return;
+
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+  // A panel: its frames, and where on the way from 0 (noise) to 1 (samples) each of them is.
+  function panelOf(canvas) {
+    const strip = store.strips[canvas.dataset.strip];
+    const real = canvas.dataset.series === "real";
+    const source = real ? strip.real : strip.panels.find((p) => String(p.series) === canvas.dataset.series);
+    const raw = bytes(source.data);
+    const pictures = strip.kind === "pictures";
+    return {
+      canvas, strip, real, pictures,
+      shape: source.shape,
+      values: pictures ? raw : new Int16Array(raw.buffer),
+      places: real ? [1] : source.kept.map((k) => k / source.steps),
+      kept: source.kept, times: source.t, steps: source.steps,
+      colour: real ? "--muted" : `--c${source.series % 8}`,
+      words: canvas.closest("figure").querySelector(".out"),
+    };
+  }
+
+  function nearest(places, at) {
+    let best = 0;
+    places.forEach((p, i) => { if (Math.abs(p - at) < Math.abs(places[best] - at)) best = i; });
+    return best;
+  }
+
+  const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function dots(g, values, from, count, span, size, radius) {
+    const unit = span / 32767;
+    let outside = 0;
+    g.beginPath();
+    for (let i = from; i < from + 2 * count; i += 2) {
+      const x = values[i] * unit, y = values[i + 1] * unit;
+      if (Math.abs(x) > 1 || Math.abs(y) > 1) { outside += 1; continue; }
+      const px = (x + 1) / 2 * size, py = (1 - y) / 2 * size;
+      g.moveTo(px + radius, py);
+      g.arc(px, py, radius, 0, 2 * Math.PI);
+    }
+    g.fill();
+    return outside;
+  }
+
+  function drawPoints(panel, frame, g, size, ratio) {
+    const count = panel.shape[1], span = panel.strip.span;
+    g.fillStyle = colourOf("--panel");
+    g.fillRect(0, 0, size, size);
+    if (!panel.real) {
+      const behind = realOf(panel.strip);
+      g.fillStyle = colourOf("--faint");
+      dots(g, behind.values, 0, behind.shape[1], span, size, 1.2 * ratio);
+    }
+    g.fillStyle = colourOf(panel.colour);
+    g.globalAlpha = 0.8;
+    const outside = dots(g, panel.values, 2 * count * frame, count, span, size, 1.6 * ratio);
+    g.globalAlpha = 1;
+    g.lineWidth = ratio;
+    g.strokeStyle = colourOf("--rule");
+    g.strokeRect(ratio / 2, ratio / 2, size - ratio, size - ratio);
+    panel.words.textContent = outside ? `${outside} of ${count} points outside the frame` : "";
+  }
+
+  const realOf = (strip) => panels.find((p) => p.real && p.strip === strip);
+
+  function drawPictures(panel, frame, g, width) {
+    const [, count, high, wide, channels = 1] = panel.shape;
+    const columns = Math.max(1, Math.ceil(Math.sqrt(count)));
+    const sheet = panel.sheet || (panel.sheet = document.createElement("canvas"));
+    sheet.width = columns * wide;
+    sheet.height = Math.ceil(count / columns) * high;
+    const brush = sheet.getContext("2d");
+    const size = high * wide * channels;
+    for (let n = 0; n < count; n += 1) {
+      const image = brush.createImageData(wide, high);
+      const from = (frame * count + n) * size;
+      for (let i = 0; i < high * wide; i += 1) {
+        for (let c = 0; c < 3; c += 1) {
+          image.data[4 * i + c] = panel.values[from + i * channels + (channels === 3 ? c : 0)];
+        }
+        image.data[4 * i + 3] = 255;
+      }
+      brush.putImageData(image, (n % columns) * wide, Math.floor(n / columns) * high);
+    }
+    // Each picture by itself, on whole pixels with a gap between: no edge is blurred.
+    const cell = width / columns, tall = cell * high / wide, gap = Math.max(1, Math.round(cell / 24));
+    g.imageSmoothingEnabled = false;
+    for (let n = 0; n < count; n += 1) {
+      const i = n % columns, j = Math.floor(n / columns);
+      const x = Math.round(i * cell), y = Math.round(j * tall);
+      const w = Math.round((i + 1) * cell) - x - (i + 1 < columns ? gap : 0);
+      const h = Math.round((j + 1) * tall) - y - gap;
+      g.drawImage(sheet, i * wide, j * high, wide, high, x, y, w, h);
+    }
+  }
+
+  function draw(panel) {
+    const box = panel.canvas.getBoundingClientRect();
+    const ratio = Math.max(1, window.devicePixelRatio || 1);
+    const width = Math.round(box.width * ratio), height = Math.round(box.height * ratio);
+    if (!width || !height) return;
+    if (panel.canvas.width !== width || panel.canvas.height !== height) {
+      panel.canvas.width = width;
+      panel.canvas.height = height;
+    }
+    const g = panel.canvas.getContext("2d");
+    g.clearRect(0, 0, width, height);
+    const frame = nearest(panel.places, place);
+    if (panel.pictures) drawPictures(panel, frame, g, width);
+    else drawPoints(panel, frame, g, width, ratio);
+  }
+
+  // Runs may sample on different grids: the slider goes by the share of the way, the words say all times.
+  function words() {
+    const moving = panels.filter((p) => !p.real);
+    if (place === 1 || !moving.length) return "final samples";
+    const longest = moving.reduce((a, b) => (b.steps > a.steps ? b : a));
+    const step = longest.kept[nearest(longest.places, place)];
+    const times = moving.map((p) => p.times[nearest(p.places, place)]);
+    const low = Math.min(...times).toFixed(2), high = Math.max(...times).toFixed(2);
+    return `step ${step} of ${longest.steps}, t = ${low === high ? low : `${low}–${high}`}`;
+  }
+
+  let place = 1;
+  const panels = Array.from(document.querySelectorAll("canvas[data-strip]"), panelOf);
+
+  function show(to) {
+    place = Math.min(1, Math.max(0, to));
+    slider.value = String(Math.round(place * store.steps));
+    readout.textContent = words();
+    slider.setAttribute("aria-valuetext", readout.textContent);
+    panels.forEach(draw);
+  }
+
+  // Playing: the whole way in about six seconds; in few, slow steps where motion is not wanted.
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+  let timer = 0;
+  function stop() {
+    window.clearInterval(timer);
+    timer = 0;
+    play.classList.remove("playing");
+    play.setAttribute("aria-label", "Play");
+  }
+  function start() {
+    const stride = calm.matches ? Math.max(1, Math.ceil(store.steps / 8)) : Math.max(1, Math.ceil(store.steps / 80));
+    const pause = calm.matches ? 900 : Math.max(40, Math.min(400, 6000 * stride / store.steps));
+    let step = place === 1 ? -stride : Math.round(place * store.steps);
+    const next = () => {
+      step = Math.min(store.steps, step + stride);
+      show(step / store.steps);
+      if (step >= store.steps) stop();
+    };
+    play.classList.add("playing");
+    play.setAttribute("aria-label", "Pause");
+    timer = window.setInterval(next, pause);
+    next();
+  }
+
+  function fromAddress() {
+    const found = /[#&]step=([0-9.]+)/.exec(window.location.hash);
+    if (found && Number.isFinite(Number(found[1]))) { stop(); show(Number(found[1])); }
+  }
+
+  play.addEventListener("click", () => (timer ? stop() : start()));
+  slider.addEventListener("input", () => { stop(); show(Number(slider.value) / store.steps); });
+  window.addEventListener("hashchange", fromAddress);
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => panels.forEach(draw));
+  const resized = new ResizeObserver((entries) => {
+    entries.forEach((e) => draw(panels.find((p) => p.canvas === e.target)));
+  });
+  panels.forEach((p) => resized.observe(p.canvas));
+  show(1);
+  fromAddress();
+})();

@@ -1,0 +1,116 @@
+"""What a study will cost, measured on a few steps before it starts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from ..denoiser import evaluating
+from .pool import Resources
+from .recipe import RunConfig
+from .run import chosen_metrics, data_of, make_network, trainer_of
+
+#: What Python and torch themselves take, a process.
+_BASE_BYTES = 350e6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and bytes of one run."""
+
+    train_s: float
+    sample_s: float
+    bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.train_s + self.sample_s
+
+
+def probe(
+    runs: dict[str, RunConfig],
+    on: Resources,
+    *,
+    data: Data | None = None,
+    factory: Callable[..., nn.Module] | None = None,
+) -> dict[str, Cost]:
+    """The cost of every run, from a few steps of each distinct data and network.
+
+    It is also where a network that does not fit its data is found out, before anything starts.
+
+    Raises:
+        NetworkError, DataError: if a run cannot work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(on.threads)
+    seen: dict[str, Cost] = {}
+    costs = {}
+    try:
+        for run, config in runs.items():
+            kind = json.dumps([config.data, config.network, config.train.batch, config.time, config.input])
+            if kind not in seen:
+                mine = data or data_of(config)
+                chosen_metrics(mine, config.metrics)
+                seen[kind] = _measure(config, mine, factory, on.devices[0])
+            step_s, forward_s, size = seen[kind].train_s, seen[kind].sample_s, seen[kind].bytes
+            evaluations = config.sample.steps * (2 if config.sample.sampler == "heun" else 1)
+            costs[run] = Cost(step_s * config.train.steps, forward_s * evaluations * config.sample.n, size)
+    finally:
+        torch.set_num_threads(threads)
+    return costs
+
+
+def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
+    """Seconds a step, seconds an evaluated sample, bytes."""
+    trainer = trainer_of(config, data, make_network(config, data, factory), device)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        trainer._update()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        trainer._update()
+        times.append(time.perf_counter() - start)
+    n = min(config.sample.n, 1024)
+    x = torch.randn(n, *data.shape, device=trainer.device)
+    denoiser = trainer.denoiser
+    with evaluating(denoiser):
+        start = time.perf_counter()
+        denoiser(x, sum(config.t_range) / 2)
+        forward = (time.perf_counter() - start) / n
+    parameters = sum(p.numel() * p.element_size() for p in trainer.trainee.parameters())
+    tensors: list[Any] = [trainer.data, trainer.validation.x0, trainer.validation.eps]
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    # Weights, gradients, two moments and the average; activations; the data; the samples kept on the way.
+    return Cost(sorted(times)[2], forward, _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes)
+
+
+def describe(costs: dict[str, Cost], on: Resources) -> str:
+    """One line: how long, how much memory."""
+    total = sum(c.seconds for c in costs.values())
+    longest = max(c.seconds for c in costs.values())
+    wall = max(total / on.jobs, longest)
+    memory = sum(sorted((c.bytes for c in costs.values()), reverse=True)[: on.jobs])
+    return f"about {in_words(wall)} and {memory / 1e9:.1f} GB of memory ({on.describe()})"
+
+
+def in_words(seconds: float) -> str:
+    """A length of time for a reader."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
