@@ -42,7 +42,9 @@ def _command(commands: Any, name: str, summary: str, example: str, call: Callabl
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(call=call)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, the rest on standard error")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, the rest on standard error"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -55,9 +57,21 @@ def _add_study(commands: Any) -> None:
         "reparam study spiral --out runs/spiral --set train.steps=500",
         _study,
     )
-    parser.add_argument("recipe", nargs="?", help="a built-in recipe or a YAML file; without it the built-in ones are listed")
-    parser.add_argument("--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished study there is continued")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a key of the recipe; repeatable; a list is a sweep")
+    parser.add_argument(
+        "recipe", nargs="?", help="a built-in recipe or a YAML file; without it the built-in ones are listed"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where to write; runs/NAME by default. An unfinished study there is continued",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override a key of the recipe; repeatable; a list is a sweep",
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; by default one a core, or one a GPU")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
     parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
@@ -73,14 +87,20 @@ def _add_sample(commands: Any) -> None:
     )
     parser.add_argument("run", help="the folder of a run, or a .safetensors file")
     parser.add_argument("--n", type=int, default=64, help="how many (64)")
-    parser.add_argument("--out", metavar="FILE", help="a .npz file to write; samples-N-seedS.npz in the run's folder by default")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="a .npz file to write; samples-N-seedS.npz in the run's folder by default",
+    )
     parser.add_argument("--sampler", help="euler, heun or ddim; the recipe's by default, else heun")
     parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
 
 
 def _add_report(commands: Any) -> None:
-    parser = _command(commands, "report", "write the page of a finished study anew", "reparam report runs/spiral", _report)
+    parser = _command(
+        commands, "report", "write the page of a finished study anew", "reparam report runs/spiral", _report
+    )
     parser.add_argument("study", help="the folder of a study")
 
 
@@ -144,7 +164,11 @@ def _sample(args: Any) -> int:
     from .studies.sampling import sample_run
 
     path, shape = sample_run(args.run, args.n, out=args.out, sampler=args.sampler, steps=args.steps, seed=args.seed)
-    _finish(args, {"out": str(path), "shape": list(shape)}, f"{shape[0]} samples of shape {list(shape[1:])}: {path}")
+    _finish(
+        args,
+        {"out": str(path), "shape": list(shape)},
+        f"{shape[0]} samples of shape {list(shape[1:])}: {path}",
+    )
     return 0
 
 

@@ -83,15 +83,11 @@ class Conventions:
         if self.input not in INPUT_CONVENTIONS:
             raise unknown("input convention", self.input, INPUT_CONVENTIONS)
         if self.time == "step" and not isinstance(self.schedule, DDPM):
-            raise Unsupported(
-                f"time='step' needs a schedule with integer steps (ddpm), found {self.schedule}."
-            )
+            raise Unsupported(f"time='step' needs a schedule with integer steps (ddpm), found {self.schedule}.")
         low, high = (float(v) for v in self.t_range)
         object.__setattr__(self, "t_range", (low, high))
         if not 0 <= low < high <= 1:
-            raise TimeOutOfRange(
-                f"t_range is two increasing numbers in [0, 1], found [{low:g}, {high:g}]."
-            )
+            raise TimeOutOfRange(f"t_range is two increasing numbers in [0, 1], found [{low:g}, {high:g}].")
         if singular := self.target.singular_times(self.schedule, self.t_range):
             raise SingularTime(
                 f"a network that predicts {self.target.name} cannot be turned into x0 at "

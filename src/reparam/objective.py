@@ -128,9 +128,7 @@ class Objective(nn.Module):
     def denoiser(self, net: nn.Module, data: dict[str, Any] | None = None) -> Denoiser:
         """The network as a denoiser under the conventions it was trained with."""
         c = self.conventions
-        denoiser = Denoiser(
-            net, c.schedule, c.target, time=c.time, input=c.input, t_range=c.t_range, data=data
-        )
+        denoiser = Denoiser(net, c.schedule, c.target, time=c.time, input=c.input, t_range=c.t_range, data=data)
         denoiser.training_record = self.record()
         return denoiser
 
@@ -142,4 +140,3 @@ class Objective(nn.Module):
             "weighting": self.weighting.config(),
             "times": base.config(),
         }
-

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -179,7 +180,7 @@ def grid(denoiser: Denoiser, steps: int) -> list[float]:
 
 def _checked(times: Sequence[float] | Tensor, denoiser: Denoiser) -> list[float]:
     falling = [float(t) for t in times]
-    if len(falling) < 2 or any(not a > b for a, b in zip(falling[:-1], falling[1:], strict=True)):
+    if len(falling) < 2 or any(not a > b for a, b in itertools.pairwise(falling)):
         raise ReparamError(f"times must be at least two falling numbers, found {falling[:6]}.")
     low, high = denoiser.t_range
     outside = [t for t in falling if not (t == 0 or low <= t <= high)]
@@ -224,9 +225,7 @@ def sample(
     """
     method = named(sampler)
     if method.needs_smooth and not denoiser.schedule.smooth:
-        raise Unsupported(
-            f"{method.name} steps in t, where {denoiser.schedule} has kinks; use sampler='ddim'."
-        )
+        raise Unsupported(f"{method.name} steps in t, where {denoiser.schedule} has kinks; use sampler='ddim'.")
     path = grid(denoiser, steps) if times is None else _checked(times, denoiser)
     x = _unit_noise(denoiser, shape_or_noise, generator) * denoiser.schedule.sigma(path[0])
     kept = dict(cond or {})
@@ -236,7 +235,7 @@ def sample(
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     with evaluating(denoiser):
-        for t, s in zip(path[:-1], path[1:], strict=True):
+        for t, s in itertools.pairwise(path):
             at = Step(t, s, denoiser.schedule, lambda x, t: denoiser(x, t, **kept), noise)
             x, mean = method.step(x, at)
             if trajectory:
@@ -245,9 +244,7 @@ def sample(
     return Trajectory(x, path, torch.stack(states), torch.stack(beliefs)) if trajectory else x
 
 
-def _unit_noise(
-    model: nn.Module, shape_or_noise: Sequence[int] | Tensor, generator: torch.Generator | None
-) -> Tensor:
+def _unit_noise(model: nn.Module, shape_or_noise: Sequence[int] | Tensor, generator: torch.Generator | None) -> Tensor:
     if isinstance(shape_or_noise, Tensor):
         return shape_or_noise.to(torch.promote_types(shape_or_noise.dtype, torch.float32))
     shape = tuple(shape_or_noise)
@@ -257,4 +254,3 @@ def _unit_noise(
     device = parameter.device if parameter is not None else torch.device("cpu")
     drawn_on = generator.device if generator is not None else device
     return torch.randn(math.prod(shape), generator=generator, device=drawn_on).reshape(shape).to(device)
-

@@ -33,7 +33,7 @@ def as_time(t: Time) -> Tensor:
     Raises:
         TimeOutOfRange: if any time is outside [0, 1] or not a number.
     """
-    t64 = torch.as_tensor(t).detach().to("cpu", torch.float64)
+    t64 = _float64(t)
     if not bool(((t64 >= 0) & (t64 <= 1)).all()):
         bad = t64[~((t64 >= 0) & (t64 <= 1))].flatten()[0].item()
         raise TimeOutOfRange(
@@ -41,6 +41,13 @@ def as_time(t: Time) -> Tensor:
             "use schedule.time(k)."
         )
     return t64
+
+
+def _float64(value: Time) -> Tensor:
+    # Not as_tensor(value).to(float64): that would round a Python float to float32 on the way.
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64)
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def like(c: Tensor, x: Tensor) -> Tensor:
@@ -109,8 +116,7 @@ class Schedule(ABC):
         Raises:
             TimeOutOfRange: if the schedule never reaches that log-SNR.
         """
-        value = torch.as_tensor(log_snr).detach().to("cpu", torch.float64)
-        return _cast(self._time_at(value), log_snr)
+        return _cast(self._time_at(_float64(log_snr)), log_snr)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """x_t = α(t) x0 + σ(t) ε, for x0 and ε of shape [B, …] and t a scalar or of shape [B]."""
@@ -119,8 +125,7 @@ class Schedule(ABC):
 
     def config(self) -> dict[str, Any]:
         """The schedule as plain data, from which :func:`schedule` builds it again."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields if f.init}}
+        return config_of(self)
 
 
 def _cast(value: Tensor, t: Time) -> Tensor:
@@ -266,7 +271,7 @@ class DDPM(Schedule):
         position = t * self.T
         # A time meant to be on a step but a rounding above it belongs to the interval that ends there.
         nearest = position.round()
-        position = torch.where((position - nearest).abs() < 1e-9 * self.T, nearest, position)
+        position = torch.where((position - nearest).abs() < 1e-10, nearest, position)
         low = (position.ceil() - 1).clamp(0, self.T - 1)
         return low.to(torch.int64), position - low
 
@@ -313,6 +318,12 @@ def schedule(which: str | dict[str, Any] | Schedule) -> Schedule:
     if isinstance(which, Schedule):
         return which
     return build("schedule", SCHEDULES, which)
+
+
+def config_of(thing: Any) -> dict[str, Any]:
+    """The name and the arguments of a schedule, target or the like, as plain data."""
+    arguments: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    return {"name": thing.name, **{f.name: getattr(thing, f.name) for f in arguments if f.init}}
 
 
 def build(kind: str, classes: dict[str, Any], which: str | dict[str, Any]) -> Any:

@@ -125,7 +125,10 @@ class Spec:
         name = target(self.target).name
         rows = [
             ("predicts", f"{name}: {formulas[name]}"),
-            ("forward process", _arguments(self.schedule) + ", x_t = alpha*x0 + sigma*eps; t = 0 data, t = 1 noise"),
+            (
+                "forward process",
+                _arguments(self.schedule) + ", x_t = alpha*x0 + sigma*eps; t = 0 data, t = 1 noise",
+            ),
             ("network", _arguments(self.network) if self.network else "the user's own (not built in)"),
             ("time given as", self.time),
             ("input scaling", self.input),
@@ -196,9 +199,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise SpecError(f"{path} is not a readable safetensors file: {e}.") from e
 
 
-def load(
-    path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, Any] | None = None
-) -> Denoiser:
+def load(path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, Any] | None = None) -> Denoiser:
     """The denoiser that :func:`save` wrote, or a file of weights under a spec of the caller's.
 
     Args:

@@ -24,7 +24,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import SingularTime, unknown
-from .schedules import Schedule, Time, as_time, build, like
+from .schedules import Schedule, Time, as_time, build, config_of, like
 
 
 class Amplification(NamedTuple):
@@ -146,8 +145,7 @@ class Target(ABC):
 
     def config(self) -> dict[str, Any]:
         """The target as plain data, from which :func:`target` builds it again."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields}}
+        return config_of(self)
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def target(which: str | dict[str, Any] | Target) -> Target:
     """
     if isinstance(which, Target):
         return which
-    arguments = {"name": which} if isinstance(which, str) else dict(which)
+    arguments: dict[str, Any] = {"name": which} if isinstance(which, str) else dict(which)
     name = arguments.get("name")
     arguments["name"] = ALIASES.get(str(name), name)
     if arguments["name"] not in TARGETS:
@@ -212,9 +210,7 @@ def target(which: str | dict[str, Any] | Target) -> Target:
     return built
 
 
-def convert(
-    y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str | Target, to: str | Target
-) -> Tensor:
+def convert(y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str | Target, to: str | Target) -> Tensor:
     """The same prediction, expressed as another target.
 
     Args:
@@ -251,14 +247,15 @@ def coefficients(source: Target, to: Target, t: Time, schedule: Schedule) -> tup
 
 
 def _solve(source: Target, to: Target, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    if source == to:
-        return torch.zeros_like(t), torch.ones_like(t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     p, q = source.rows(t, schedule)
     p2, q2 = to.rows(t, schedule)
-    delta = alpha * q - sigma * p
-    a = (p2 * q - q2 * p) / delta
-    b = (alpha * q2 - sigma * p2) / delta
+    if source == to:  # also where Δ = 0
+        a, b = torch.zeros_like(p), torch.ones_like(p)
+    else:
+        delta = alpha * q - sigma * p
+        a = (p2 * q - q2 * p) / delta
+        b = (alpha * q2 - sigma * p2) / delta
     # At the ends x_t alone is one of the two unknowns: the data where σ = 0, the noise where α = 0.
     only_x0, only_eps = (sigma == 0) & (q2 == 0), (alpha == 0) & (p2 == 0)
     a = torch.where(only_x0, p2 / alpha, torch.where(only_eps, q2 / sigma, a))

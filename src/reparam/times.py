@@ -7,7 +7,6 @@ restricted to a range exactly, without rejection.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import TimeOutOfRange, Unsupported
-from .schedules import build
+from .schedules import build, config_of
 
 
 class Times(ABC):
@@ -47,8 +46,7 @@ class Times(ABC):
 
     def config(self) -> Any:
         """The distribution as plain data, from which :func:`times` builds it again."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields}}
+        return config_of(self)
 
 
 def open_uniform(n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -99,7 +97,7 @@ class LogitNormal(Times):
 
     def log_prob(self, t: Tensor) -> Tensor:
         z = (torch.logit(t) - self.mean) / self.std
-        density = -z**2 / 2 - math.log(self.std * math.sqrt(2 * math.pi)) - t.log() - torch.log1p(-t)
+        density = -(z**2) / 2 - math.log(self.std * math.sqrt(2 * math.pi)) - t.log() - torch.log1p(-t)
         return torch.where((t > 0) & (t < 1), density, -torch.inf)
 
 

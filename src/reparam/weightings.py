@@ -95,7 +95,7 @@ def weighting(which: str | dict[str, Any] | Weighting) -> Weighting:
     """
     if isinstance(which, Weighting):
         return which
-    arguments = {"name": which} if isinstance(which, str) else dict(which)
+    arguments: dict[str, Any] = {"name": which} if isinstance(which, str) else dict(which)
     name = arguments.get("name")
     if name == Capped.name:
         for key in arguments.keys() - {"name", "base", "cap"}:

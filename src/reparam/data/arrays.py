@@ -73,8 +73,7 @@ def _refuse_non_finite(x: Tensor, file: str) -> None:
         first = [int(i) for i in bad.nonzero()[0]]
         rows = int(bad.flatten(1).any(1).sum())
         raise DataError(
-            f"{file} holds NaN or infinity in {rows} of {len(x)} samples, first at index {first}; "
-            "drop or repair them."
+            f"{file} holds NaN or infinity in {rows} of {len(x)} samples, first at index {first}; drop or repair them."
         )
 
 

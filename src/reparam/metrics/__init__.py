@@ -18,7 +18,15 @@ from .vectors import nearest_distance, sliced_wasserstein
 if TYPE_CHECKING:
     from ..data import Data
 
-__all__ = ["METRICS", "Metric", "Moments", "frechet_distance", "moments", "nearest_distance", "sliced_wasserstein"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Moments",
+    "frechet_distance",
+    "moments",
+    "nearest_distance",
+    "sliced_wasserstein",
+]
 
 
 @dataclass(frozen=True)

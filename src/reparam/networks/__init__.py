@@ -39,7 +39,7 @@ def network(config: dict[str, Any]) -> nn.Module:
         return _from_factory(str(name), arguments)
     if name not in NETWORKS:
         raise unknown("network", name, [*NETWORKS, "pkg.mod:make"])
-    known = [p for p in inspect.signature(NETWORKS[name]).parameters]
+    known = list(inspect.signature(NETWORKS[name]).parameters)
     for key in arguments:
         if key not in known:
             raise unknown(f"argument of network {name!r}", key, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class MLP(nn.Module):
         self.config: dict[str, Any] = {"name": "mlp", "dim": dim, "hidden": hidden, "layers": layers}
         widths = [dim + 1, *[hidden] * (layers - 1), dim]
         parts: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in itertools.pairwise(widths):
             parts += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.stack = nn.Sequential(*parts[:-1])
 

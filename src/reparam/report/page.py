@@ -275,10 +275,7 @@ def _objections(study: Study, data: str, best: Entry) -> str:
         rival = study.ranked(data, metric)[0]
         if rival is best or rival.value(metric) is None or best.value(metric) is None:
             continue
-        if (
-            metric != study.metric(data)
-            and _apart(rival, best, metric, study.floor(data, metric)) >= _DISAGREE
-        ):
+        if metric != study.metric(data) and _apart(rival, best, metric, study.floor(data, metric)) >= _DISAGREE:
             values = f"{number(rival.value(metric))} against {number(best.value(metric))}"
             found.append(f"{escape(metric)} favours <b>{escape(rival.label)}</b> ({values})")
     return " and ".join(found)
@@ -308,9 +305,7 @@ def _summary(findings: Sequence[Finding]) -> str:
         + (("" if n == total else f" of {total}") + " data sets" if i == 0 else "")
         for i, (name, n) in enumerate(wins.most_common())
     ]
-    told = (
-        [", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)] if parts else []
-    )
+    told = [", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)] if parts else []
     if level:
         told.append(f"on {level}{' of ' + str(total) if not parts else ''} the first two are level")
     missing = total - level - sum(wins.values())
@@ -347,7 +342,9 @@ def leaderboard(study: Study) -> str:
     hidden = ""
     if study.hidden:
         runs = "1 run" if study.hidden == 1 else f"{study.hidden} runs"
-        hidden = f"<p>{runs} at other learning rates did worse and {'is' if study.hidden == 1 else 'are'} not listed.</p>"
+        hidden = (
+            f"<p>{runs} at other learning rates did worse and {'is' if study.hidden == 1 else 'are'} not listed.</p>"
+        )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Leaderboard, scrolls sideways">'
         f"<table>{head}{bodies}</table></div>{_definitions(metrics)}{hidden}"
@@ -492,7 +489,7 @@ class Track:
 
 def _smaller(pictures: np.ndarray, side: int = _LARGEST) -> np.ndarray:
     """Pictures [..., n, H, W(, 3)] no larger than ``side``, by averaging blocks of pixels."""
-    colours = pictures.shape[-1] == 3 and pictures.ndim > 4 or pictures.ndim == 4 and pictures.shape[-1] == 3
+    colours = (pictures.shape[-1] == 3 and pictures.ndim > 4) or (pictures.ndim == 4 and pictures.shape[-1] == 3)
     *lead, height, width = pictures.shape[:-1] if colours else pictures.shape
     by = math.ceil(max(height, width) / side)
     if by == 1:
@@ -627,9 +624,7 @@ def _drawn(strip: Strip, series: int | None, width: float) -> tuple[str, float]:
     first = strip.first
     track = first if series is None else strip.tracks.get(series)
     if track is None or first is None:
-        height = (
-            width if first is None or first.kind != "pictures" else plots.pictures_panel(first.real, width)[1]
-        )
+        height = width if first is None or first.kind != "pictures" else plots.pictures_panel(first.real, width)[1]
         entry = next((e for e in strip.entries if e.series == series), None)
         return plots.empty_panel(_absence(entry), width, height), height
     shown = track.real if series is None else track.frames[-1]
@@ -675,9 +670,7 @@ def _panel(study: Study, strip: Strip, index: int, entry: Entry | None) -> str:
         seed = f" <small>seed {escape(_words(entry.shown.get('seed')))}</small>"
     if entry is None or entry.series in strip.tracks:
         place = f'data-strip="{index}" data-series="{"real" if series is None else series}"'
-        canvas = (
-            f'<canvas {place} role="img" aria-label="{escape(name)}"></canvas><noscript>{picture}</noscript>'
-        )
+        canvas = f'<canvas {place} role="img" aria-label="{escape(name)}"></canvas><noscript>{picture}</noscript>'
     else:
         canvas = picture
     outside = f'<p class="out">{_outside(strip, series)}</p>' if strip.frame else ""
@@ -716,17 +709,14 @@ def overview(study: Study, found: Sequence[Strip], title: str) -> str:
 
     def cell(strip: Strip, entry: Entry | None) -> plots.Cell:
         metric = study.metric(strip.data)
-        value = (
-            study.floor(strip.data, metric) if entry is None else _metric(entry.shown, metric).get("value")
-        )
+        value = study.floor(strip.data, metric) if entry is None else _metric(entry.shown, metric).get("value")
         caption = f"{metric} {number(value)}" if value is not None else ""
         series = None if entry is None else entry.series
         label = "real data" if entry is None else entry.label
         return plots.Cell(label, caption, lambda width: _drawn(strip, series, width), series)
 
     groups = [
-        (s.data, [*([] if s.first is None else [cell(s, None)]), *(cell(s, e) for e in s.entries)])
-        for s in found
+        (s.data, [*([] if s.first is None else [cell(s, None)]), *(cell(s, e) for e in s.entries)]) for s in found
     ]
     points = any(strip.frame for strip in found)
     caption = "Final samples; smaller scores are better." + (" Real data in grey behind." if points else "")

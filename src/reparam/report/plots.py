@@ -131,9 +131,7 @@ def marker(x: float, y: float, series: int, scale: float = 1.0) -> str:
 
 def swatch(series: int) -> str:
     """A piece of a series' line with its marker, for legends."""
-    look = (
-        f'{paint(stroke=colour(series))} stroke-width="2" stroke-dasharray="{DASHES[series % len(DASHES)]}"'
-    )
+    look = f'{paint(stroke=colour(series))} stroke-width="2" stroke-dasharray="{DASHES[series % len(DASHES)]}"'
     line = f'<path d="M0 6H30" {look}/>'
     return f'<svg class="swatch" width="30" height="12" viewBox="0 0 30 12" aria-hidden="true">{line}{marker(15, 6, series)}</svg>'
 
@@ -153,12 +151,7 @@ def png(pixels: np.ndarray) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if rows.ndim == 3 else 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(body, 9))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body, 9)) + chunk(b"IEND", b"")
 
 
 def sheet_columns(count: int) -> int:
@@ -216,15 +209,15 @@ def points_panel(
     if behind is not None:
         parts.append(f'<path d="{dots(behind, width)}" {paint(stroke="faint")} {look.format(2.2)}/>')
     name = "muted" if series is None else colour(series)
-    parts.append(
-        f'<path d="{dots(points, width)}" {paint(stroke=name)} {look.format(2.6)} stroke-opacity="0.8"/>'
-    )
+    parts.append(f'<path d="{dots(points, width)}" {paint(stroke=name)} {look.format(2.6)} stroke-opacity="0.8"/>')
     return "".join(parts)
 
 
 def empty_panel(words: str, width: float, height: float) -> str:
     """A panel with nothing to show but why."""
-    frame = f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" {paint(fill="panel", stroke="rule")}/>'
+    frame = (
+        f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" {paint(fill="panel", stroke="rule")}/>'
+    )
     middle = text(width / 2, height / 2 + 4, words, fill="muted", extra='text-anchor="middle"')
     return frame + middle
 

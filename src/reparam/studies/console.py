@@ -49,7 +49,7 @@ class Console(Watch):
         self._first.setdefault(run, (now, step))
         self._advance(run, step)
         rates = []
-        for name, (since, start) in self._first.items():
+        for name, (since, _start) in self._first.items():
             if self._done[name] < self._steps[name] and now > since:
                 rates.append(f"{name} {self._done[name]}/{self._steps[name]}")
         speed = sum(

@@ -22,7 +22,8 @@ def ranked(rows: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
 
 def rank_metric(row: dict[str, Any], recipe: Recipe) -> str:
     """The metric that orders this row's data."""
-    return recipe.rank_by if recipe.rank_by in row["metrics"] else next(iter(row["metrics"]))
+    first = str(next(iter(row["metrics"])))
+    return recipe.rank_by if recipe.rank_by and recipe.rank_by in row["metrics"] else first
 
 
 def score(row: dict[str, Any], recipe: Recipe) -> float:
@@ -69,7 +70,10 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
         table.append(["", *_cells(row, metrics)])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = [
-        "  ".join(c.ljust(w) if i < 2 or i == len(line) - 1 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if i < 2 or i == len(line) - 1 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in table
     ]
     lines.insert(1, "  ".join("─" * w for w in widths))

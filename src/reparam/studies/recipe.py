@@ -21,7 +21,6 @@ from typing import Any, ClassVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .. import targets
 from ..data import DATA
 from ..errors import Conflict, RecipeError, ReparamError, unknown
 from ..metrics import METRICS
@@ -146,7 +145,7 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(k) for k, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(k) for k, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.YAMLError(f"key {key!r} is given twice, line {node.start_mark.line + 1}")
@@ -163,7 +162,7 @@ def parse_yaml(text: str, where: str) -> Any:
         RecipeError: if it is not well formed.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of the safe loader)
+        return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
     except yaml.YAMLError as e:
         raise RecipeError(f"{where} is not valid YAML: {e}") from e
 
@@ -261,7 +260,12 @@ def load_recipe(
         while run in runs:
             run, n = f"{label}-{n}", n + 1
         runs[run] = config
-    return Recipe(str(raw.get("name", "study")), str(raw.get("description", "")), _share_validation(runs), raw.get("rank_by"))
+    return Recipe(
+        str(raw.get("name", "study")),
+        str(raw.get("description", "")),
+        _share_validation(runs),
+        raw.get("rank_by"),
+    )
 
 
 def _named(key: str, value: Any) -> Any:
@@ -315,7 +319,10 @@ def _label(key: str, value: Any) -> str:
 
 
 def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple[str, ...]) -> RunConfig:
-    raw = {**raw, **{k: _named(k, raw[k]) for k in ("data", "network", "schedule", "times", "target") if k in raw}}
+    raw = {
+        **raw,
+        **{k: _named(k, raw[k]) for k in ("data", "network", "schedule", "times", "target") if k in raw},
+    }
     if isinstance(raw["target"], dict):
         own = dict(raw["target"])
         raw |= {k: own.pop(k) for k in _PER_TARGET if k in own}
@@ -382,7 +389,7 @@ def _check_part(
     supplied: tuple[str, ...] = (),
 ) -> None:
     """Check ``{name: …, argument: …}`` against what the named thing takes, type by type."""
-    name = config.get("name")
+    name = str(config.get("name"))
     if name in extra or (key == "network" and is_factory(name)):
         return
     if name not in known:

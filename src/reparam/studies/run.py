@@ -105,7 +105,13 @@ def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu
     low, high = config.validate_on or config.t_range
     validation = Validation.draw(data.heldout, data.sigma_data**2, (low, high))
     return Trainer(
-        net, config.objective(), data.train, config.train, seed=config.seed, validation=validation, device=device
+        net,
+        config.objective(),
+        data.train,
+        config.train,
+        seed=config.seed,
+        validation=validation,
+        device=device,
     )
 
 
@@ -160,9 +166,7 @@ def execute(
     return row
 
 
-def _train(
-    trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float
-) -> bool:
+def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float) -> bool:
     def keep() -> None:
         trainer.save(folder / RESUME)
         _write_history(trainer, folder)

@@ -222,9 +222,7 @@ class Trainer:
             loss, norm = self._update()
             self.step += 1
             if self.step % logged == 0 or self.step == c.steps or not math.isfinite(loss):
-                self.history.append(
-                    {"step": self.step, "loss": loss, "grad_norm": norm, "lr": c.lr_at(self.step - 1)}
-                )
+                self.history.append({"step": self.step, "loss": loss, "grad_norm": norm, "lr": c.lr_at(self.step - 1)})
             if not math.isfinite(loss):
                 raise Diverged(self.step, f"the loss became {loss}")
             if self.step in validated:
@@ -294,7 +292,10 @@ class Trainer:
             self.trainee.load_state_dict(_under("net.", tensors))
             self.average.load_state_dict(_under("average.", tensors))
             state: dict[int, dict[str, Any]] = {}
-            for name, value in {**_under("optimiser.", tensors), **_under("optimiser.", record["scalars"])}.items():
+            for name, value in {
+                **_under("optimiser.", tensors),
+                **_under("optimiser.", record["scalars"]),
+            }.items():
                 i, _, key = name.partition(".")
                 state.setdefault(int(i), {})[key] = value
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
