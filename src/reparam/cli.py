@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -115,13 +116,12 @@ def _add_show(commands: Any) -> None:
     parser.add_argument("model", help="the folder of a run, or a .safetensors file")
 
 
-def _say(args: Any) -> Callable[[str], None]:
-    stream = sys.stderr if args.json else sys.stdout
-    return lambda text: print(text, file=stream, flush=True)
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _finish(args: Any, result: dict[str, Any], text: str) -> None:
-    print(json.dumps(result) if args.json else text)
+    print(json.dumps(result) if args.json else text, file=args.result)
 
 
 def _study(args: Any) -> int:
@@ -136,11 +136,11 @@ def _study(args: Any) -> int:
         jobs=args.jobs,
         device=args.device,
         estimate_only=args.estimate,
-        say=_say(args),
+        say=_say,
     )
     if done is None:
         if args.json:
-            print(json.dumps({"estimate_only": True}))
+            _finish(args, {"estimate_only": True}, "")
         return 0
     failed = "".join(f"\nfailed: {run}: {message}" for run, message in done.failed.items())
     _finish(
@@ -192,8 +192,12 @@ def _show(args: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 fine, 1 a negative check, 2 a user's error, 130 interrupted."""
     args = _parser().parse_args(argv)
+    args.result = sys.stdout
+    # With --json, standard output belongs to the one object; all else, a network's prints too, goes aside.
+    aside = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     try:
-        return int(args.call(args))
+        with aside:
+            return int(args.call(args))
     except ReparamError as e:
         if args.debug:
             raise

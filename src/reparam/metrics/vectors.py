@@ -23,8 +23,8 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
     both, _ = torch.cat([a, b]).sort(0)
     gaps = both.diff(dim=0)
     at = both[:-1].T.contiguous()
-    below_a = torch.searchsorted(a.T.contiguous(), at, right=True).T / len(a)
-    below_b = torch.searchsorted(b.T.contiguous(), at, right=True).T / len(b)
+    below_a = torch.searchsorted(a.T.contiguous(), at, right=True).T.double() / len(a)
+    below_b = torch.searchsorted(b.T.contiguous(), at, right=True).T.double() / len(b)
     return ((below_a - below_b).abs() * gaps).sum(0)
 
 

@@ -1,0 +1,155 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import reparam as rp
+from reparam.data import load_data
+from reparam.errors import ReparamError, SpecError
+from reparam.training import Diverged, Draws, TrainConfig, Trainer, Validation
+
+
+def trainer(target="velocity", net=None, **options):
+    data = load_data({"name": "spiral", "dim": 6, "size": 500})
+    torch.manual_seed(0)
+    config = TrainConfig(**{"steps": 60, "batch": 100, "lr": 1e-3, "warmup": 10, **options})
+    objective = rp.Objective("rectified_flow", target, t_range=(0.0, 0.98))
+    validation = Validation.draw(data.heldout, data.sigma_data**2, (0.0, 0.98), bins=5, each=32)
+    return Trainer(net or rp.networks.MLP(6, 32, 3), objective, data.train, config, validation=validation, seed=3)
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    a, b = Draws(1, 100, 33, (4,)), Draws(1, 100, 33, (4,))
+    for step in (5, 0, 7):
+        b(step)  # whatever was drawn before
+    first = a(7)
+    again = b(7)
+    assert torch.equal(first.index, again.index)
+    assert torch.equal(first.u, again.u)
+    assert torch.equal(first.eps, again.eps)
+    assert not torch.equal(Draws(2, 100, 33, (4,))(7).u, first.u)
+    # A batch of another size begins with the same samples.
+    assert torch.equal(Draws(1, 70, 33, (4,))(0).eps, a(0).eps[:70])
+    assert torch.equal(Draws(1, 70, 33, (4,))(0).u, a(0).u[:70])
+
+
+def test_every_epoch_sees_every_sample_once():
+    draws = Draws(0, 10, 35, (1,))
+    seen = torch.cat([draws(step).index for step in range(7)])
+    for epoch in seen.split(35):
+        assert torch.equal(epoch.sort().values, torch.arange(35))
+    assert not torch.equal(seen[:35], seen[35:])
+
+
+def test_noise_is_standard_normal_and_uniform():
+    draws = Draws(0, 512, 100, (16,))
+    eps, u = zip(*((b.eps.clone(), b.u) for b in map(draws, range(40))), strict=True)
+    eps, u = torch.cat(eps), torch.cat(u)
+    assert abs(eps.mean()) < 0.01
+    assert abs(eps.std() - 1) < 0.01
+    assert (eps.flatten().sort().values.diff() == 0).float().mean() < 0.02  # no repeated blocks
+    torch.testing.assert_close(u.sort().values, torch.linspace(0, 1, len(u)).double(), rtol=0, atol=0.02)
+    assert len(u.unique()) == len(u)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, precision):
+    whole, first, second = (trainer(precision=precision) for _ in range(3))
+    list(whole.run())
+    for step in first.run():
+        if step == 23:
+            break
+    first.save(tmp_path / "state.safetensors")
+    second.restore(tmp_path / "state.safetensors")
+    assert second.step == 23
+    list(second.run())
+    for a, b in ((whole.trainee, second.trainee), (whole.average, second.average)):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.equal(x, y), name
+    assert whole.history == second.history
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    trainer().save(tmp_path / "state.safetensors")
+    other = trainer(net=rp.networks.MLP(6, 16, 3))
+    with pytest.raises(SpecError, match="does not belong to this run"):
+        other.restore(tmp_path / "state.safetensors")
+    (tmp_path / "state.safetensors").write_bytes(b"cut short")
+    with pytest.raises(SpecError, match="not a readable safetensors file"):
+        trainer().restore(tmp_path / "state.safetensors")
+
+
+def test_training_learns_and_the_average_follows():
+    t = trainer(steps=300, lr=3e-3)
+    before = t.validation.errors(t.denoiser)
+    list(t.run())
+    after = t.validation.errors(t.denoiser)
+    assert sum(after) < 0.6 * sum(before)
+    assert t.history[-1]["x0_error"] == after  # measured at the end
+    moved = [not torch.equal(a, b) for a, b in zip(t.average.parameters(), t.trainee.net.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_validation_is_the_same_for_every_target_and_knows_the_truth():
+    t = trainer()
+    v = t.validation
+
+    class Truth(nn.Module):
+        """An x0 network that looks the answer up."""
+
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(1))
+            self.at = 0
+
+        def forward(self, x, time):
+            self.at += len(x)
+            return v.x0[self.at - len(x) : self.at]
+
+    assert v.errors(rp.Denoiser(Truth(), "rectified_flow", "x0")) == [0] * 5
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, time):
+            return t.data.mean(0).expand_as(x)
+
+    for error in v.errors(rp.Denoiser(Mean(), "rectified_flow", "x0")):
+        assert error == pytest.approx(1, abs=0.35)  # guessing the mean; 32 samples a bin
+
+
+def test_divergence_stops_the_run():
+    class Exploding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+            self.calls = 0
+
+        def forward(self, x, time):
+            self.calls += 1
+            return x * self.w * (math.inf if self.calls == 12 else 1)
+
+    t = trainer(net=Exploding())
+    with pytest.raises(Diverged, match="the loss became (inf|nan) at step 12"):
+        list(t.run())
+    assert t.step == 12
+    assert all(bool(p.isfinite().all()) for p in t.trainee.parameters())  # the bad step was not taken
+
+
+def test_learning_rate_shape():
+    config = TrainConfig(steps=100, warmup=10, lr=2.0)
+    assert config.lr_at(0) == pytest.approx(0.2)
+    assert config.lr_at(9) == pytest.approx(2.0)
+    assert config.lr_at(55) == pytest.approx(1.0)
+    assert config.lr_at(99) < 0.01
+    assert TrainConfig(decay="constant", warmup=0, lr=2.0).lr_at(1999) == 2.0
+    assert TrainConfig(steps=100, decay="linear", warmup=0, lr=2.0).lr_at(50) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"ema": 1.0}, {"clip": -1.0}])
+def test_bad_settings(bad):
+    with pytest.raises(ReparamError, match=f"train.{next(iter(bad))} must"):
+        TrainConfig(**bad)
