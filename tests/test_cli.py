@@ -56,7 +56,9 @@ def test_more_bad_input(capsys, tmp_path):
     assert "Did you mean 'digits'" in fails(capsys, "study", "digit")
     assert "first at index [3, 1]" in fails(capsys, "study", "digits", "--out", out, "--set", nan_file(tmp_path))
     np.save(tmp_path / "flat.npy", np.arange(9.0))
-    assert "one sample a row" in fails(capsys, "study", "digits", "--out", out, "--set", f"data={tmp_path / 'flat.npy'}")
+    assert "one sample a row" in fails(
+        capsys, "study", "digits", "--out", out, "--set", f"data={tmp_path / 'flat.npy'}"
+    )
     (tmp_path / "file").write_text("")
     assert "Choose another folder with --out" in fails(capsys, "study", "digits", "--out", str(tmp_path / "file" / "x"))
     assert "no file" in fails(capsys, "show", out)
@@ -123,7 +125,11 @@ def test_importing_and_help_are_fast():
     assert ours - bare < 0.1
     assert seconds([sys.executable, "-m", "reparam.cli", "--help"]) < 0.5
     loaded = subprocess.run(
-        [sys.executable, "-c", "import reparam.cli, sys; print(sorted(m for m in ('torch', 'numpy') if m in sys.modules))"],
+        [
+            sys.executable,
+            "-c",
+            "import reparam.cli, sys; print(sorted(m for m in ('torch', 'numpy') if m in sys.modules))",
+        ],
         check=True,
         capture_output=True,
         text=True,

@@ -60,7 +60,10 @@ def with_value(x, value):
 BAD = {
     "nan": (lambda x: with_value(x, np.nan), r"NaN or infinity in 1 of 40 samples, first at index \[7, 1\]"),
     "inf": (lambda x: with_value(x, np.inf), "NaN or infinity"),
-    "constant": (lambda x: np.concatenate([x, np.ones((40, 1))], 1), r"1 of 4 columns never change \(3\).*allow_constant"),
+    "constant": (
+        lambda x: np.concatenate([x, np.ones((40, 1))], 1),
+        r"1 of 4 columns never change \(3\).*allow_constant",
+    ),
     "one axis": (lambda x: x[:, 0], r"shape \[40\]; expected one sample a row.*reshape\(-1, 1\)"),
     "empty": (lambda x: x[:0], r"is empty: shape \[0, 3\]"),
     "text": (lambda x: np.full((4, 2), "a"), "expected real numbers"),

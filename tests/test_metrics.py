@@ -91,7 +91,9 @@ def test_nearest_distance_is_exact_for_tiny_distances():
     x = torch.randn(50, 20).double() * 100
     assert bool((nearest_distance(x, x) == 0).all())
     moved = x + 1e-9
-    torch.testing.assert_close(nearest_distance(moved, x), torch.full((50,), 1e-9 * 20**0.5).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        nearest_distance(moved, x), torch.full((50,), 1e-9 * 20**0.5).double(), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["spiral", "swissroll"])

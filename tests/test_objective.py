@@ -124,13 +124,21 @@ def test_conventions_travel_from_training_to_sampling():
 BAD = [
     (lambda: rp.Objective("rectified_flow", "eps"), SingularTime, r"eps .*t = 1 .*t_range: \[0, 0.98\]"),
     (lambda: rp.Objective("cosine", "epsilon"), SingularTime, "x0, v or velocity"),
-    (lambda: rp.Objective("cosine", "v", loss_space="x0", weighting="eps"), Conflict, "loss_space .x0. and weighting .eps."),
+    (
+        lambda: rp.Objective("cosine", "v", loss_space="x0", weighting="eps"),
+        Conflict,
+        "loss_space .x0. and weighting .eps.",
+    ),
     (lambda: rp.Objective("cosine", "vee"), UnknownName, "unknown target 'vee'"),
     (lambda: rp.Objective("cosine", "v", time="seconds"), UnknownName, "time convention 'seconds'"),
     (lambda: rp.Objective("cosine", "v", input="unit_varience"), UnknownName, "Did you mean 'unit_variance'"),
     (lambda: rp.Objective("cosine", "v", time="step"), Unsupported, "integer steps"),
     (lambda: rp.Objective("cosine", "v", t_range=(0.9, 0.1)), TimeOutOfRange, r"found \[0.9, 0.1\]"),
-    (lambda: rp.Objective("cosine", "v")(Recorder(), torch.zeros(2, 3), 0.5, torch.zeros(2, 4)), ReparamError, "eps has shape"),
+    (
+        lambda: rp.Objective("cosine", "v")(Recorder(), torch.zeros(2, 3), 0.5, torch.zeros(2, 4)),
+        ReparamError,
+        "eps has shape",
+    ),
 ]
 
 

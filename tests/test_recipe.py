@@ -33,7 +33,9 @@ def test_lists_are_swept_and_named():
 
 
 def test_overrides():
-    recipe = load_recipe("spiral", ["train.steps=7", "data.dim=3", "target=[x0, v]", "network.hidden=8", "train.lr=1e-4"])
+    recipe = load_recipe(
+        "spiral", ["train.steps=7", "data.dim=3", "target=[x0, v]", "network.hidden=8", "train.lr=1e-4"]
+    )
     assert list(recipe.runs) == ["x0", "v"]
     config = recipe.runs["v"]
     assert (config.train.steps, config.data["dim"], config.network["hidden"], config.train.lr) == (7, 3, 8, 1e-4)

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianOracle
 from torch import nn
 
 import reparam as rp
+from oracles import GaussianOracle
 from reparam.errors import ReparamError, TimeOutOfRange, UnknownName, Unsupported
 from reparam.samplers import SAMPLERS
 
@@ -131,7 +131,11 @@ def test_ddim_is_diffusers(prediction_type, eta):
     states = [x]
     for k in theirs.timesteps:
         output = net(x, schedule.time(k).expand(len(x)))
-        z = torch.randn(x.shape, dtype=torch.float64, generator=fresh) if k > theirs.timesteps[-1] else torch.zeros_like(x)
+        z = (
+            torch.randn(x.shape, dtype=torch.float64, generator=fresh)
+            if k > theirs.timesteps[-1]
+            else torch.zeros_like(x)
+        )
         x = theirs.step(output, int(k), x, eta=eta, variance_noise=z if eta else None).prev_sample
         states.append(x)
     denoiser = rp.Denoiser(net, schedule, prediction_type)
@@ -169,7 +173,9 @@ def test_samples_reach_the_data_distribution():
 
 
 def test_trajectory_holds_the_belief_at_every_step():
-    way = rp.sample(oracle(rp.Cosine())[1], (4, 3), steps=7, trajectory=True, generator=torch.Generator().manual_seed(0))
+    way = rp.sample(
+        oracle(rp.Cosine())[1], (4, 3), steps=7, trajectory=True, generator=torch.Generator().manual_seed(0)
+    )
     assert way.x0.shape == (7, 4, 3)
     assert way.states.shape == (8, 4, 3)
     assert way.times[0] == 1.0

@@ -29,7 +29,11 @@ def test_noise_end_is_exact(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=ids)
 def test_derivatives_match_finite_differences(schedule):
     # Midway between a table's steps, where it is smooth.
-    t = (torch.arange(49, dtype=torch.float64) + 0.5) / 50 if not schedule.smooth else torch.linspace(0.01, 0.99, 49).double()
+    t = (
+        (torch.arange(49, dtype=torch.float64) + 0.5) / 50
+        if not schedule.smooth
+        else torch.linspace(0.01, 0.99, 49).double()
+    )
     t = t if schedule.smooth else (torch.round(t * schedule.T) + 0.5) / schedule.T
     h = 1e-7
     for value, slope in ((schedule.alpha, schedule.alpha_dot), (schedule.sigma, schedule.sigma_dot)):

@@ -51,7 +51,19 @@ def test_a_study_leaves_what_it_promises(finished):
     rows = json.loads((out / "leaderboard.json").read_text())
     assert result["leaderboard"] == rows
     assert len(rows) == 6
-    keys = {"run", "data", "network", "target", "loss_space", "weighting", "seed", "steps", "params", "wall_s", "status"}
+    keys = {
+        "run",
+        "data",
+        "network",
+        "target",
+        "loss_space",
+        "weighting",
+        "seed",
+        "steps",
+        "params",
+        "wall_s",
+        "status",
+    }
     for row in rows:
         assert keys | {"metrics"} <= row.keys()
         assert row["status"] == "finished"
@@ -94,7 +106,10 @@ def test_paired_runs_share_weights_and_draws(finished):
     from reparam.studies.run import data_of, make_network, trainer_of
 
     runs = load_recipe("spiral", SMALL).runs
-    a, b = (trainer_of(runs[r], data_of(runs[r]), make_network(runs[r], data_of(runs[r]))) for r in ("dim5-x0", "dim5-velocity"))
+    a, b = (
+        trainer_of(runs[r], data_of(runs[r]), make_network(runs[r], data_of(runs[r])))
+        for r in ("dim5-x0", "dim5-velocity")
+    )
     for p, q in zip(a.trainee.parameters(), b.trainee.parameters(), strict=True):
         assert torch.equal(p, q)
     for step in (0, 9):
@@ -145,7 +160,9 @@ def test_interrupted_and_killed_studies_continue_to_the_same_leaderboard(tmp_pat
     def started():
         return any(broken.glob("*/recipe.yaml"))
 
-    first = subprocess.Popen(command("spiral", broken, settings), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        command("spiral", broken, settings), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
     wait_for(started, first)
     time.sleep(0.7)  # somewhere in the first runs
     first.send_signal(signal.SIGINT)
@@ -156,7 +173,11 @@ def test_interrupted_and_killed_studies_continue_to_the_same_leaderboard(tmp_pat
     assert any(broken.glob("*/resume.safetensors"))  # in the middle of a run, not between runs
 
     second = subprocess.Popen(
-        command("spiral", broken, settings), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command("spiral", broken, settings),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     wait_for(lambda: any(broken.glob("*/result.json")), second)
     second.kill()  # the study dies at once; its workers notice and keep their state
@@ -248,7 +269,13 @@ def test_own_network_by_name_and_own_file(tmp_path):
         "def wide():\n    return nn.Sequential(Net(4), nn.Linear(2, 5))\n"
     )
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 2)))
-    settings = ["data=x.npy", "network={name: 'mine:make', width: 6}", "train.steps=10", "train.batch=16", "target=[x0, v]"]
+    settings = [
+        "data=x.npy",
+        "network={name: 'mine:make', width: 6}",
+        "train.steps=10",
+        "train.batch=16",
+        "target=[x0, v]",
+    ]
     settings += ["sample.n=20", "sample.steps=3", "rank_by=sliced_wasserstein"]
     done = run(command("digits", "out", settings, "--json"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -311,12 +338,16 @@ def test_a_diverged_run_is_listed_and_the_study_goes_on(tmp_path):
     assert all(m["value"] is None and m["floor"] is not None for m in worst["metrics"].values())
     assert "diverged" in done.table()
     # It is a result: running again does not repeat it.
-    again = rp.study(OWN, data=None, network=None, out=tmp_path / "other", settings=["train.steps=1"], say=lambda _: None)
+    again = rp.study(
+        OWN, data=None, network=None, out=tmp_path / "other", settings=["train.steps=1"], say=lambda _: None
+    )
     assert again.rows
 
 
 def test_the_best_learning_rate_stands_for_a_target(tmp_path):
-    done = rp.study({**OWN, "train": {"steps": 20, "batch": 32, "lr": [1e-6, 3e-3]}}, out=tmp_path / "lr", say=lambda _: None)
+    done = rp.study(
+        {**OWN, "train": {"steps": 20, "batch": 32, "lr": [1e-6, 3e-3]}}, out=tmp_path / "lr", say=lambda _: None
+    )
     assert len(done.rows) == 4
     for target in ("x0", "velocity"):
         rivals = [r for r in done.rows if r["target"] == target]
@@ -337,7 +368,14 @@ def test_a_dead_worker_loses_its_run_not_the_study(tmp_path):
         "        return super().forward(x, time)\n"
         "def make():\n    return Net(64, 8)\n"
     )
-    settings = ["network=deadly:make", "target=[x0, velocity]", "train.steps=10", "train.batch=16", "sample.n=20", "sample.steps=3"]
+    settings = [
+        "network=deadly:make",
+        "target=[x0, velocity]",
+        "train.steps=10",
+        "train.batch=16",
+        "sample.n=20",
+        "sample.steps=3",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     done = run(command("digits", "out", settings, "--jobs", "2"), cwd=tmp_path, env=environment)
     assert done.returncode == 2

@@ -63,10 +63,13 @@ def test_velocity_is_the_time_derivative_of_x_t():
         torch.testing.assert_close(y, numeric, rtol=1e-6, atol=1e-8)
     # v and velocity differ by π/2 on the cosine path, and are different things on the straight one.
     torch.testing.assert_close(
-        rp.target("velocity").encode(x0, eps, 0.3, rp.Cosine()), rp.target("v").encode(x0, eps, 0.3, rp.Cosine()) * math.pi / 2
+        rp.target("velocity").encode(x0, eps, 0.3, rp.Cosine()),
+        rp.target("v").encode(x0, eps, 0.3, rp.Cosine()) * math.pi / 2,
     )
     straight = rp.RectifiedFlow()
-    assert not torch.allclose(rp.target("v").encode(x0, eps, 0.3, straight), rp.target("velocity").encode(x0, eps, 0.3, straight))
+    assert not torch.allclose(
+        rp.target("v").encode(x0, eps, 0.3, straight), rp.target("velocity").encode(x0, eps, 0.3, straight)
+    )
 
 
 # (target, schedule, end) → what happens on the way to x0: "exact", or an error.

@@ -149,7 +149,9 @@ def test_learning_rate_shape():
     assert TrainConfig(steps=100, decay="linear", warmup=0, lr=2.0).lr_at(50) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"ema": 1.0}, {"clip": -1.0}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"ema": 1.0}, {"clip": -1.0}]
+)
 def test_bad_settings(bad):
     with pytest.raises(ReparamError, match=f"train.{next(iter(bad))} must"):
         TrainConfig(**bad)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import NetworkError, SingularTime, TimeOutOfRange, Unsupported, unknown
 from .schedules import DDPM, Schedule, Time, as_time, like, schedule
-from .targets import X0, Target, coefficients, target
+from .targets import X0, Target, coefficients, combined, target
 
 
 class Posterior(NamedTuple):
@@ -183,9 +183,7 @@ class Denoiser(nn.Module):
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         a, b = coefficients(self.target, X0(), t64, self.schedule)
         y = self.conventions.call(self.net, x_t, t64, cond)
-        if self.target == X0() and a.count_nonzero() == 0:
-            return Posterior(y)
-        return Posterior(self.target.apply(like(a, x_t), x_t) + self.target.apply(like(b, y), y))
+        return Posterior(combined(self.target, a, x_t, b, y))
 
 
 @contextlib.contextmanager

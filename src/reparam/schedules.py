@@ -34,7 +34,8 @@ def as_time(t: Time) -> Tensor:
         TimeOutOfRange: if any time is outside [0, 1] or not a number.
     """
     t64 = _float64(t)
-    if not bool(((t64 >= 0) & (t64 <= 1)).all()):
+    low, high = torch.aminmax(t64) if t64.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (low >= 0 and high <= 1):  # NaN is neither
         bad = t64[~((t64 >= 0) & (t64 <= 1))].flatten()[0].item()
         raise TimeOutOfRange(
             f"found t = {bad:g}; times run from 0 (data) to 1 (noise). For an integer step k of a table "

@@ -73,7 +73,7 @@ class Target(ABC):
         t = as_time(t)
         p, q = self.rows(t, schedule)
         _refuse_infinite(p + q, t, f"{self} has no finite value", schedule)
-        return self.apply(like(p, x0), x0) + self.apply(like(q, eps), eps)
+        return combined(self, p, x0, q, eps)
 
     def to_x0(self, y: Tensor, x_t: Tensor, t: Time, schedule: Schedule) -> Tensor:
         """x0 from a prediction ``y`` of this target; where σ = 0 that is x_t/α, whatever y says.
@@ -231,7 +231,16 @@ def convert(y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str 
     a, b = coefficients(source, to, t, schedule)
     # A target in a basis overrides apply; at most one of the two does, and it applies both terms.
     kind = source if type(source).apply is not Target.apply else to
-    return kind.apply(like(a, x_t), x_t) + kind.apply(like(b, y), y)
+    return combined(kind, a, x_t, b, y)
+
+
+def combined(kind: Target, a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y in the sense of ``kind``, without the passes over data that a coefficient of zero saves."""
+    if not bool(b.any()):
+        return kind.apply(like(a, x), x)
+    if not bool(a.any()):
+        return kind.apply(like(b, y), y)
+    return kind.apply(like(a, x), x) + kind.apply(like(b, y), y)
 
 
 def coefficients(source: Target, to: Target, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor]:

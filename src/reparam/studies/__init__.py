@@ -99,8 +99,9 @@ def study(
     if estimate_only:
         say(f"it would take {describe(probe(plan.runs, on, data=own.data, factory=own.factory), on)}")
         return None
-    with _claimed(folder, plan, digests):
+    with _claimed(folder, {"recipe": plan.to_dict(), "data": digests}) as claim:
         costs = probe(plan.runs, on, data=own.data, factory=own.factory)
+        claim()  # only now that every run is known to work: a mistake found above leaves the folder free
         rows = _finished(folder, plan)
         left = {run: config for run, config in plan.runs.items() if run not in rows}
         if rows:
@@ -189,8 +190,8 @@ def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str,
 
 
 @contextmanager
-def _claimed(folder: Path, plan: Recipe, digests: dict[str, str]) -> Iterator[None]:
-    """The folder, made and locked, and found to belong to this very recipe and these data."""
+def _claimed(folder: Path, record: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """The folder, made, locked and found free for this very recipe and data; call to take it for good."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
@@ -198,7 +199,6 @@ def _claimed(folder: Path, plan: Recipe, digests: dict[str, str]) -> Iterator[No
         raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another folder with --out.") from e
     with lock:
         _lock(lock, folder)
-        record = {"recipe": plan.to_dict(), "data": digests}
         if (folder / _RECORD).exists():
             _refuse_another(folder, record)
         elif others := sorted(p.name for p in folder.iterdir() if p.name != ".lock"):
@@ -206,9 +206,7 @@ def _claimed(folder: Path, plan: Recipe, digests: dict[str, str]) -> Iterator[No
                 f"{folder} is not empty (found {', '.join(others[:3])}) and holds no study; nothing was touched. "
                 "Choose a new folder with --out."
             )
-        else:
-            write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
-        yield
+        yield lambda: write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _lock(lock: Any, folder: Path) -> None:

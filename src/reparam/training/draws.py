@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..times import open_uniform
 
-GROUP = 64
+GROUP = 256
 _MASK = 2**64 - 1
 
 

@@ -185,9 +185,10 @@ class Trainer:
         self.data = data.to(self.device)
         self.validation = validation
         self.draws = Draws(seed, config.batch, len(data), tuple(data.shape[1:]), self.device)
+        self._parameters = list(self.trainee.parameters())
         fused = self.device.type in ("cpu", "cuda")
         self.optimiser = torch.optim.AdamW(
-            self.trainee.parameters(),
+            self._parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
@@ -240,7 +241,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.trainee(x0, t, batch.eps).mean()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), c.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self._parameters, c.clip or math.inf)
         value = loss.item()
         if math.isfinite(value):
             self.optimiser.step()
