@@ -12,6 +12,7 @@ table shows how much the metrics vary by chance.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ def plain(target: str, x: Tensor, steps: int, batch: int, lr: float, seed: int, 
     torch.manual_seed(seed)
     dim, h, last = x.shape[1], 256, 0.98 if target == "eps" else 1.0
     widths = [dim + 1, h, h, h, h, dim]
-    layers = [m for a, b in zip(widths[:-1], widths[1:], strict=True) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
     net = nn.Sequential(*layers[:-1])
     optimiser = torch.optim.Adam(net.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

@@ -69,7 +69,7 @@ def test_ddim_propagates_mean_and_covariance_as_derived(eta):
     """One affine step on the Gaussian oracle: its mean and covariance, computed exactly, equal the
     true marginal's at s for η = 1 in the limit, and DDIM's own formula for any η."""
     schedule, t, s = rp.Cosine(), 0.6, 0.5
-    net, denoiser = oracle(schedule)
+    _net, denoiser = oracle(schedule)
     method = rp.DDIM(eta)
     zero = torch.zeros(1, 3, dtype=torch.float64)
 

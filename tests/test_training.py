@@ -133,7 +133,7 @@ def test_divergence_stops_the_run():
             return x * self.w * (math.inf if self.calls == 12 else 1)
 
     t = trainer(net=Exploding())
-    with pytest.raises(Diverged, match="the loss became (inf|nan) at step 12"):
+    with pytest.raises(Diverged, match=r"the loss became (inf|nan) at step 12"):
         list(t.run())
     assert t.step == 12
     assert all(bool(p.isfinite().all()) for p in t.trainee.parameters())  # the bad step was not taken

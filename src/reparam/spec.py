@@ -16,7 +16,8 @@ from torch import nn
 
 from ._version import __version__
 from .denoiser import Denoiser
-from .errors import NetworkError, OutputError, ReparamError, SpecError
+from .errors import NetworkError, ReparamError, SpecError
+from .files import written_whole
 from .targets import target
 
 #: Raised whenever a field is added or changes its meaning; a newer one is refused.
@@ -162,23 +163,24 @@ def save(denoiser: Denoiser, path: str | Path) -> None:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-    """A safetensors file, written beside its place and renamed: whole or not there at all."""
+    """A safetensors file.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with written_whole(path) as temporary:
+        try:
+            save_file(kept, temporary, metadata)
+        except SafetensorError as e:  # it wraps the system's own error
+            raise OSError(str(e)) from e
         # safetensors makes its files private; ours are as readable as any other file here.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as e:
-        raise OutputError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}. Choose another place.") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
-import os
 import re
 import statistics
 from collections import Counter
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
+from ..files import write_text
 from . import plots
 from .plots import escape, number
 
@@ -361,7 +362,8 @@ def _table_group(study: Study, data: str, metrics: Sequence[str]) -> str:
     floors = "".join(f'<td class="n">{number(study.floor(data, m))}</td>' for m in metrics)
     rows = "".join(_table_row(study, entry, metrics) for entry in study.ranked(data))
     return (
-        f'<tbody><tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 4}"><span>{escape(data)}</span></th></tr>'
+        f'<tbody><tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 4}">'
+        f"<span>{escape(data)}</span></th></tr>"
         f'{rows}<tr class="floor"><th scope="row">real data (floor)</th>{floors}<td colspan="3"></td></tr></tbody>'
     )
 
@@ -750,7 +752,7 @@ def _noise_lines(entries: Sequence[Entry]) -> list[plots.Line]:
         for row in entry.finished:
             error, edges = row.get("x0_error"), row.get("noise_bins")
             if error and edges and len(edges) == len(error) + 1 and _positive(error):
-                centres = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+                centres = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
                 curves.append((centres, [float(e) for e in error]))
         lines.append(_mean_line(entry, curves))
     return [line for line in lines if line is not None]
@@ -847,7 +849,8 @@ def learning_section(study: Study, out: Path) -> str:
     figures = "".join(_chart(data, lines, "learning") for data, lines in charts.items())
     return (
         '<section><h2 id="learning">Learning curves</h2>'
-        "<p>The same error, averaged over all noise levels, during training: whether a run had settled when it ended.</p>"
+        "<p>The same error, averaged over all noise levels, during training: whether a run had settled when it "
+        "ended.</p>"
         f'{_legend(study, (line for lines in charts.values() for line in lines))}<div class="charts">{figures}</div>'
         "</section>"
     )
@@ -892,7 +895,8 @@ def _samples_section(study: Study, found: Sequence[Strip]) -> tuple[str, str]:
     page = (
         '<section class="samples"><h2 id="samples">Samples</h2>'
         f"<p>What each model believed the clean data x0 to be at every sampling step, from noise to the final "
-        f"samples; all start from the same noise.{note}</p>{_filled(controls, {'steps': str(steps)})}{figures}</section>"
+        f"samples; all start from the same noise.{note}</p>"
+        f"{_filled(controls, {'steps': str(steps)})}{figures}</section>"
     )
     data = {"steps": steps, "strips": [_packed(strip) for strip in found]}
     # In a script element nothing is escaped but what could end it.
@@ -938,16 +942,6 @@ def render(
     )
 
 
-def _write(path: Path, words: str) -> None:
-    """A text file, whole or not there at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(words.encode("utf-8"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_report(
     out: Path, *, title: str, description: str, rows: list[dict[str, Any]], rank_by: str, notes: list[str]
 ) -> Path:
@@ -965,11 +959,11 @@ def write_report(
         The path of ``report.html``; ``overview.svg`` lies beside it. Both appear whole or not at all.
 
     Raises:
-        OSError: if they cannot be written.
+        OutputError: if they cannot be written.
     """
     out = Path(out)
     study = Study.of(rows, rank_by)
     found = strips(study, out)
-    _write(out / "overview.svg", overview(study, found, title))
-    _write(out / "report.html", render(study, found, out, title=title, description=description, notes=notes))
+    write_text(out / "overview.svg", overview(study, found, title))
+    write_text(out / "report.html", render(study, found, out, title=title, description=description, notes=notes))
     return out / "report.html"

@@ -133,7 +133,8 @@ def swatch(series: int) -> str:
     """A piece of a series' line with its marker, for legends."""
     look = f'{paint(stroke=colour(series))} stroke-width="2" stroke-dasharray="{DASHES[series % len(DASHES)]}"'
     line = f'<path d="M0 6H30" {look}/>'
-    return f'<svg class="swatch" width="30" height="12" viewBox="0 0 30 12" aria-hidden="true">{line}{marker(15, 6, series)}</svg>'
+    size = 'width="30" height="12" viewBox="0 0 30 12"'
+    return f'<svg class="swatch" {size} aria-hidden="true">{line}{marker(15, 6, series)}</svg>'
 
 
 # ------------------------------------------------------------------------------------------ pictures

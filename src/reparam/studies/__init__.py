@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import Conflict, DataError, NetworkError, OutputError
+from ..files import write_text
 from .console import Console
 from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
-from .pool import Resources, Watch, gentle_interrupt, resources, run_here, run_in_workers
+from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
 from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
-from .run import RESULT, data_of, floors, write_text
+from .run import RESULT, data_of, floors
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
@@ -101,23 +102,11 @@ def study(
         return None
     with _claimed(folder, {"recipe": plan.to_dict(), "data": digests}) as claim:
         costs = probe(plan.runs, on, data=own.data, factory=own.factory)
+        say(f"the whole takes {describe(costs, on)}")
         claim()  # only now that every run is known to work: a mistake found above leaves the folder free
-        rows = _finished(folder, plan)
-        left = {run: config for run, config in plan.runs.items() if run not in rows}
-        if rows:
-            say(f"continuing in {folder}: {len(rows)} of {len(plan.runs)} runs are done already")
-        if left:
-            say(f"it will take {describe({run: costs[run] for run in left}, on)}")
-        # The longest first, so that none is left to run alone at the end.
-        left = dict(sorted(left.items(), key=lambda item: -costs[item[0]].seconds))
-        watch = Console({run: costs[run].seconds for run in left}, {run: c.train.steps for run, c in left.items()}, say)
-        with gentle_interrupt() as interrupted, watch:
-            _do(left, folder, on, watch, interrupted.is_set, own)
-        if interrupted.is_set():
-            raise Interrupted(_how_to_continue(recipe, settings, folder, len(rows) + len(watch.rows), len(plan.runs)))
-        rows |= watch.rows
-        for run, message in watch.failures.items():
-            rows[run] = _failed_row(run, plan.runs[run], message, own)
+        rows, stopped = _do(plan, folder, on, own, {run: cost.seconds for run, cost in costs.items()}, say)
+        if stopped:
+            raise Interrupted(_how_to_continue(recipe, settings, folder, len(rows), len(plan.runs)))
         return _conclude(folder, plan, rows)
 
 
@@ -261,14 +250,26 @@ def _finished(folder: Path, plan: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _do(
-    left: dict[str, RunConfig], folder: Path, on: Resources, watch: Watch, stop: Callable[[], bool], own: _Own
-) -> None:
-    if not left:
-        return
-    if own.in_process or (on.jobs == 1 and len(left) == 1):
-        run_here(left, folder, on, watch, stop, data=own.data, factory=own.factory)
-    else:
-        run_in_workers(left, folder, on, watch, stop)
+    plan: Recipe, folder: Path, on: Resources, own: _Own, seconds: dict[str, float], say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Do what is left of a study: the rows of all runs done, and whether it was stopped before the end."""
+    rows = _finished(folder, plan)
+    if rows:
+        say(f"continuing in {folder}: {len(rows)} of {len(plan.runs)} runs are done already")
+    # The longest first, so that none is left to run alone at the end.
+    left = {run: plan.runs[run] for run in sorted(plan.runs, key=lambda run: -seconds[run]) if run not in rows}
+    watch = Console({run: seconds[run] for run in left}, {run: c.train.steps for run, c in left.items()}, say)
+    with gentle_interrupt() as interrupted, watch:
+        if left and own.in_process:
+            run_here(left, folder, on, watch, interrupted.is_set, data=own.data, factory=own.factory)
+        elif left:
+            run_in_workers(left, folder, on, watch, interrupted.is_set)
+    rows |= watch.rows
+    if interrupted.is_set():
+        return rows, True
+    for run, message in watch.failures.items():
+        rows[run] = _failed_row(run, plan.runs[run], message, own)
+    return rows, False
 
 
 def _conclude(folder: Path, plan: Recipe, rows: dict[str, dict[str, Any]]) -> Study:

@@ -9,7 +9,6 @@ the leaderboard. Until then ``resume.safetensors`` holds what continuing needs.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from ..data import Data, load_data
 from ..denoiser import Denoiser
-from ..errors import DataError, OutputError
+from ..errors import DataError
+from ..files import write_text, written_whole
 from ..metrics import METRICS
 from ..networks import network
 from ..report.views import view_of
@@ -40,32 +40,14 @@ SHOWN = 256
 Progress = Callable[[int], None]
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not there at all.
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """A .npz file.
 
     Raises:
         OutputError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}. Choose another --out.") from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """A .npz file, whole or not there at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    try:
+    with written_whole(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}. Choose another --out.") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None = None) -> nn.Module:

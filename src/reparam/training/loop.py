@@ -223,7 +223,8 @@ class Trainer:
             loss, norm = self._update()
             self.step += 1
             if self.step % logged == 0 or self.step == c.steps or not math.isfinite(loss):
-                self.history.append({"step": self.step, "loss": loss, "grad_norm": norm, "lr": c.lr_at(self.step - 1)})
+                entry = {"loss": _json(loss), "grad_norm": _json(norm), "lr": c.lr_at(self.step - 1)}
+                self.history.append({"step": self.step, **entry})
             if not math.isfinite(loss):
                 raise Diverged(self.step, f"the loss became {loss}")
             if self.step in validated:
@@ -259,7 +260,7 @@ class Trainer:
 
     def _validate(self) -> None:
         errors = self.validation.errors(self.denoiser)
-        entry = {"step": self.step, "x0_error": errors}
+        entry = {"step": self.step, "x0_error": [_json(e) for e in errors]}
         if self.history and self.history[-1]["step"] == self.step:
             self.history[-1].update(entry)
         else:
@@ -303,6 +304,11 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as e:
             raise SpecError(f"{path} does not belong to this run: {e}. Remove its folder to start afresh.") from e
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
+
+
+def _json(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
