@@ -90,7 +90,7 @@
       brush.putImageData(image, (n % columns) * wide, Math.floor(n / columns) * high);
     }
     // Each picture by itself, on whole pixels with a gap between: no edge is blurred.
-    const cell = width / columns, tall = cell * high / wide, gap = Math.max(1, Math.round(cell / 24));
+    const cell = width / columns, tall = cell * high / wide, gap = Math.max(1, Math.round(cell / 16));
     g.imageSmoothingEnabled = false;
     for (let n = 0; n < count; n += 1) {
       const i = n % columns, j = Math.floor(n / columns);

@@ -158,9 +158,10 @@ def _series_keys(rows: Sequence[Row]) -> list[str]:
     name. Runs that agree in all that is known and in their seed are told apart by a count.
     """
     keys, seen = [], Counter[tuple[str, str, str]]()
-    complete = [_identity(row) for row in rows if row.get("status") != "failed"]
+    rates = not any("best_lr" in row for row in rows)
+    complete = [_identity(row, rates) for row in rows if row.get("status") != "failed"]
     for row in rows:
-        identity = _identity(row)
+        identity = _identity(row, rates)
         if row.get("status") == "failed" and identity not in complete:
             same = {json.dumps(i, sort_keys=True): i for i in complete if _name(i) == _name(identity)}
             identity = next(iter(same.values())) if len(same) == 1 else identity
@@ -170,9 +171,10 @@ def _series_keys(rows: Sequence[Row]) -> list[str]:
     return keys
 
 
-def _identity(row: Row) -> dict[str, Any]:
+def _identity(row: Row, rates: bool) -> dict[str, Any]:
+    """The target and its variant; with the learning rate where rates were not chosen among."""
     identity = {"target": row.get("target"), **{k: row[k] for k in _VARIANTS if k in row}}
-    return identity if "best_lr" in row else {**identity, "lr": row.get("lr")}
+    return {**identity, "lr": row.get("lr")} if rates else identity
 
 
 def _name(identity: dict[str, Any]) -> str:
@@ -271,15 +273,19 @@ def _told(entry: Entry, metric: str) -> str:
 
 def _objections(study: Study, data: str, best: Entry) -> str:
     """The metrics by which another target is clearly better than the winner."""
-    found = []
+    found: dict[str, list[str]] = {}
     for metric in study.metrics([data]):
         rival = study.ranked(data, metric)[0]
-        if rival is best or rival.value(metric) is None or best.value(metric) is None:
+        ours, theirs = best.value(metric), rival.value(metric)
+        if metric == study.metric(data) or rival is best or ours is None or theirs is None:
             continue
-        if metric != study.metric(data) and _apart(rival, best, metric, study.floor(data, metric)) >= _DISAGREE:
-            values = f"{number(rival.value(metric))} against {number(best.value(metric))}"
-            found.append(f"{escape(metric)} favours <b>{escape(rival.label)}</b> ({values})")
-    return " and ".join(found)
+        if _apart(rival, best, metric, study.floor(data, metric)) >= _DISAGREE:
+            told = f"{escape(metric)} ({number(theirs)} against {number(ours)})"
+            found.setdefault(rival.label, []).append(told)
+    return " and ".join(
+        f"{' and '.join(values)} favour{'s' if len(values) == 1 else ''} <b>{escape(label)}</b>"
+        for label, values in found.items()
+    )
 
 
 def verdict(study: Study) -> str:
@@ -294,31 +300,43 @@ def verdict(study: Study) -> str:
         place = f" on {escape(data)}" if only.winner else f" on {escape(data)}:"
         return f'<p class="lead">{by},{place} {only.words}</p><p>{_caveat(study)}</p>'
     items = "".join(f"<li><span>{escape(data)}</span> {f.words}</li>" for data, f in findings.items())
-    return f'<p class="lead">{by}, {_summary(list(findings.values()))}</p><ul>{items}</ul><p>{_caveat(study)}</p>'
+    return f'<p class="lead">{by}, {_summary(findings)}</p><ul>{items}</ul><p>{_caveat(study)}</p>'
 
 
-def _summary(findings: Sequence[Finding]) -> str:
-    """How often each target won, over several data sets."""
-    wins = Counter(f.winner for f in findings if f.winner and not f.level)
-    total, level = len(findings), sum(f.level for f in findings)
-    parts = [
-        f"<b>{escape(name)}</b>{' is best' if i == 0 else ''} on {'all ' if n == total else ''}{n}"
-        + (("" if n == total else f" of {total}") + " data sets" if i == 0 else "")
-        for i, (name, n) in enumerate(wins.most_common())
-    ]
-    told = [", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)] if parts else []
+def _summary(findings: dict[str, Finding]) -> str:
+    """How often each target won, over several data sets (HTML)."""
+    wins = Counter(f.winner for f in findings.values() if f.winner and not f.level)
+    level = [data for data, f in findings.items() if f.level]
+    silent = [data for data, f in findings.items() if f.winner is None]
+    total = len(findings)
+    told = []
+    if wins:
+        (first, n), *others = wins.most_common()
+        parts = [f"<b>{escape(first)}</b> is best on {'all' if n == total else f'{n} of'} {total} data sets"]
+        parts += [f"<b>{escape(name)}</b> on {n}" for name, n in others]
+        told.append(_listed(parts))
     if level:
-        told.append(f"on {level}{' of ' + str(total) if not parts else ''} the first two are level")
-    missing = total - level - sum(wins.values())
-    if missing:
-        told.append(f"on {missing} there is nothing to compare")
-    words = "; ".join(told) + "."
-    disagree = sum(f.disagrees for f in findings)
-    return words + (f" Other metrics disagree on {disagree} of them." if disagree else "")
+        told.append(f"on {_places(level, total)} the first two are level")
+    if silent:
+        told.append(f"on {_places(silent, total)} there is nothing to compare")
+    disagree = sum(f.disagrees for f in findings.values())
+    share = f"on {disagree} of them" if disagree < total else "everywhere"
+    return "; ".join(told) + "." + (f" Other metrics disagree {share}." if disagree else "")
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
+
+
+def _places(data: Sequence[str], total: int) -> str:
+    """Data sets by name where there is one, else how many (HTML)."""
+    if len(data) == 1:
+        return escape(data[0])
+    return f"all {total} data sets" if len(data) == total else f"{len(data)} of {total} data sets"
 
 
 def _caveat(study: Study) -> str:
-    counts = {len(entry.runs) for entry in study.entries}
+    counts = {len(entry.finished) for entry in study.entries if entry.finished} or {1}
     if max(counts) == 1:
         return "One seed per target, so there are no error bars: small differences may be chance."
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
@@ -336,16 +354,14 @@ def leaderboard(study: Study) -> str:
     metrics = study.metrics()
     heads = "".join(_metric_head(name, name == study.rank_by) for name in metrics)
     head = (
-        f'<thead><tr><th scope="col">target</th>{heads}<th scope="col">learning rate</th>'
+        f'<thead><tr><th scope="col">target</th>{heads}<th scope="col" class="n">learning rate</th>'
         '<th scope="col" class="n">parameters</th><th scope="col" class="n">time</th></tr></thead>'
     )
     bodies = "".join(_table_group(study, data, metrics) for data in study.groups)
     hidden = ""
     if study.hidden:
-        runs = "1 run" if study.hidden == 1 else f"{study.hidden} runs"
-        hidden = (
-            f"<p>{runs} at other learning rates did worse and {'is' if study.hidden == 1 else 'are'} not listed.</p>"
-        )
+        runs, are = ("1 run", "is") if study.hidden == 1 else (f"{study.hidden} runs", "are")
+        hidden = f"<p>{runs} at other learning rates did no better and {are} not listed.</p>"
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Leaderboard, scrolls sideways">'
         f"<table>{head}{bodies}</table></div>{_definitions(metrics)}{hidden}"
@@ -379,7 +395,7 @@ def _table_row(study: Study, entry: Entry, metrics: Sequence[str]) -> str:
     params = next((row["params"] for row in entry.runs if row.get("params") is not None), None)
     times = [row["wall_s"] for row in entry.finished or entry.runs if row.get("wall_s") is not None]
     return (
-        f"<tr>{head}{values}<td>{_rate(entry)}</td>"
+        f'<tr>{head}{values}<td class="n rate">{_rate(entry)}</td>'
         f'<td class="n">{"–" if params is None else f"{params:,}"}</td>'
         f'<td class="n">{duration(statistics.fmean(times)) if times else "–"}</td></tr>'
     )
@@ -643,21 +659,27 @@ def _absence(entry: Entry | None) -> str:
     return str(entry.runs[0].get("status", "no samples kept"))
 
 
-def samples_figure(study: Study, strip: Strip, index: int) -> str:
+def samples_figure(study: Study, strip: Strip, index: int, about: str) -> str:
     """One data set's panels, the real data's first (HTML)."""
     first = strip.first
     panels = [] if first is None else [_panel(study, strip, index, None)]
     panels += [_panel(study, strip, index, entry) for entry in strip.entries]
-    about = ""
-    if first is not None and first.kind == "pictures":
-        about = f"The first {len(first.real)} samples."
-    elif first is not None:
-        plane = f"Drawn: {escape(first.axes)}. " if first.axes else ""
-        about = f"{plane}The same window for all; real data in grey behind."
+    columns = min(5, max(3, len(panels)))
     return (
-        f'<section class="strip"><h3>{escape(strip.data)}</h3><p class="about">{about}</p>'
-        f'<div class="panels">{"".join(panels)}</div></section>'
+        f'<section class="strip"><h3>{escape(strip.data)}</h3>{about}'
+        f'<div class="panels" style="--n:{columns}">{"".join(panels)}</div></section>'
     )
+
+
+def _about(strip: Strip) -> str:
+    """What a data set's panels show (HTML)."""
+    first = strip.first
+    if first is None:
+        return ""
+    if first.kind == "pictures":
+        return f"Drawn: the first {len(first.real)} pictures of each."
+    plane = f"Drawn: {escape(first.axes)}, in" if first.axes else "In"
+    return f"{plane} the same window for all panels of a row; behind, in grey, real data."
 
 
 def _panel(study: Study, strip: Strip, index: int, entry: Entry | None) -> str:
@@ -675,7 +697,9 @@ def _panel(study: Study, strip: Strip, index: int, entry: Entry | None) -> str:
         canvas = f'<canvas {place} role="img" aria-label="{escape(name)}"></canvas><noscript>{picture}</noscript>'
     else:
         canvas = picture
-    outside = f'<p class="out">{_outside(strip, series)}</p>' if strip.frame else ""
+    missed, count = _outside(strip, series)
+    told = f"{missed} of {count} points outside the frame" if missed else ""  # the script says the same
+    outside = f'<p class="out">{told}</p>' if strip.frame else ""
     return (
         f'<figure class="panel"><figcaption>{mark}<span>{escape(label)}{seed}</span></figcaption>'
         f'<div class="plot" style="aspect-ratio:200/{height:.1f}">{canvas}</div>'
@@ -683,14 +707,13 @@ def _panel(study: Study, strip: Strip, index: int, entry: Entry | None) -> str:
     )
 
 
-def _outside(strip: Strip, series: int | None) -> str:
-    """How many of the final points are not seen. The script says the same of other steps."""
+def _outside(strip: Strip, series: int | None) -> tuple[int, int]:
+    """How many of the final points are not seen, and of how many."""
     track = strip.first if series is None else strip.tracks.get(series)
-    if track is None:
-        return ""
+    if track is None or strip.frame is None:
+        return 0, 0
     points = _unit(track.real if series is None else track.frames[-1])
-    missed = int((np.abs(points) > 1).any(1).sum())
-    return f"{missed} of {len(points)} points outside the frame" if missed else ""
+    return int((np.abs(points) > 1).any(1).sum()), len(points)
 
 
 def _panel_metrics(study: Study, data: str, entry: Entry | None) -> str:
@@ -712,17 +735,22 @@ def overview(study: Study, found: Sequence[Strip], title: str) -> str:
     def cell(strip: Strip, entry: Entry | None) -> plots.Cell:
         metric = study.metric(strip.data)
         value = study.floor(strip.data, metric) if entry is None else _metric(entry.shown, metric).get("value")
-        caption = f"{metric} {number(value)}" if value is not None else ""
         series = None if entry is None else entry.series
+        caption = [number(value)] if value is not None else []
+        outside, count = _outside(strip, series)
+        if outside:
+            caption.append(f"{outside} of {count} outside")
         label = "real data" if entry is None else entry.label
-        return plots.Cell(label, caption, lambda width: _drawn(strip, series, width), series)
+        return plots.Cell(label, ", ".join(caption), lambda width: _drawn(strip, series, width), series)
 
     groups = [
         (s.data, [*([] if s.first is None else [cell(s, None)]), *(cell(s, e) for e in s.entries)]) for s in found
     ]
-    points = any(strip.frame for strip in found)
-    caption = "Final samples; smaller scores are better." + (" Real data in grey behind." if points else "")
-    return plots.overview(title, groups, caption)
+    metrics = {study.metric(data): data for data in study.groups}
+    names = [metric if len(metrics) == 1 else f"{metric} on {data}" for metric, data in metrics.items()]
+    scores = f", with {' or '.join(names)} below (smaller is better)" if 0 < len(names) < 4 else ""
+    behind = " Real data in grey behind." if any(strip.frame for strip in found) else ""
+    return plots.overview(title, groups, f"Final samples{scores}.{behind}")
 
 
 # -------------------------------------------------------------------------------------------- charts
@@ -797,8 +825,13 @@ def _chart(data: str, lines: Sequence[plots.Line], kind: str) -> str:
         end = max(x for line in lines for x in line.x)
         label = f"Mean x0 error during training on {data}: {names}"
         picture = plots.line_chart(lines, label=label, x_words="training step", x_end=end, markers=4)
-    beyond = [f"{escape(line.label)} to {number(max(line.y))}" for line in lines if max(line.y) > plots.CUT]
-    note = f"<small>Above the chart: {', '.join(beyond)}.</small>" if beyond else ""
+    beyond = [
+        f"{escape(line.label)} {'leaves' if min(line.y) <= plots.CUT else 'lies above'} the chart, "
+        f"up to {number(max(line.y))}"
+        for line in lines
+        if max(line.y) > plots.CUT
+    ]
+    note = f"<small>{', '.join(beyond)}</small>" if beyond else ""
     return f'<figure class="chart"><figcaption><b>{escape(data)}</b>{note}</figcaption>{picture}</figure>'
 
 
@@ -808,20 +841,24 @@ def _legend(study: Study, lines: Iterable[plots.Line]) -> str:
     return f'<ul class="legend" aria-label="Legend">{items}</ul>'
 
 
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="charts{" two" if len(figures) in (2, 4) else ""}">{"".join(figures)}</div>'
+
+
 def noise_section(study: Study) -> str:
     """Errors by noise level: charts, and the same as numbers (HTML)."""
     charts = {data: _noise_lines(entries) for data, entries in study.groups.items()}
     charts = {data: lines for data, lines in charts.items() if lines}
     if not charts:
         return ""
-    figures = "".join(_chart(data, lines, "noise") for data, lines in charts.items())
+    figures = [_chart(data, lines, "noise") for data, lines in charts.items()]
     tables = "".join(_noise_table(data, lines) for data, lines in charts.items())
     return (
         '<section><h2 id="noise">Error by noise level</h2>'
         "<p>Every prediction turned into x0, and its mean squared error on held-out data divided by the data’s "
         "variance: 1 (dotted) is as bad as guessing the mean. It is the only loss that may be compared across targets, "
         "whatever each was trained on, but it does not rank the quality of samples.</p>"
-        f'{_legend(study, (line for lines in charts.values() for line in lines))}<div class="charts">{figures}</div>'
+        f"{_legend(study, (line for lines in charts.values() for line in lines))}{_grid(figures)}"
         f"<details><summary>The same as numbers</summary>{tables}</details></section>"
     )
 
@@ -846,12 +883,12 @@ def learning_section(study: Study, out: Path) -> str:
     charts = {data: lines for data, lines in charts.items() if lines}
     if not charts:
         return ""
-    figures = "".join(_chart(data, lines, "learning") for data, lines in charts.items())
+    figures = [_chart(data, lines, "learning") for data, lines in charts.items()]
     return (
         '<section><h2 id="learning">Learning curves</h2>'
         "<p>The same error, averaged over all noise levels, during training: whether a run had settled when it "
         "ended.</p>"
-        f'{_legend(study, (line for lines in charts.values() for line in lines))}<div class="charts">{figures}</div>'
+        f"{_legend(study, (line for lines in charts.values() for line in lines))}{_grid(figures)}"
         "</section>"
     )
 
@@ -887,7 +924,12 @@ def _facts(study: Study) -> str:
 def _samples_section(study: Study, found: Sequence[Strip]) -> tuple[str, str]:
     """The samples with their slider (HTML), and the data for it (JSON)."""
     steps = max((len(t.times) - 1 for strip in found for t in strip.tracks.values()), default=0)
-    figures = "".join(samples_figure(study, strip, i) for i, strip in enumerate(found))
+    abouts = [_about(strip) for strip in found]
+    shared = abouts[0] if len(set(abouts)) == 1 else ""
+    figures = "".join(
+        samples_figure(study, strip, i, "" if shared else f'<p class="about">{about}</p>')
+        for i, (strip, about) in enumerate(zip(found, abouts, strict=True))
+    )
     thin = any(len(t.kept) < len(t.times) for strip in found for t in strip.tracks.values())
     note = " Some steps are left out to keep this page small." if thin else ""
     resource = files(__package__).joinpath("template.html").read_text(encoding="utf-8")
@@ -895,7 +937,7 @@ def _samples_section(study: Study, found: Sequence[Strip]) -> tuple[str, str]:
     page = (
         '<section class="samples"><h2 id="samples">Samples</h2>'
         f"<p>What each model believed the clean data x0 to be at every sampling step, from noise to the final "
-        f"samples; all start from the same noise.{note}</p>"
+        f"samples. {shared}{note}</p>"
         f"{_filled(controls, {'steps': str(steps)})}{figures}</section>"
     )
     data = {"steps": steps, "strips": [_packed(strip) for strip in found]}

@@ -185,7 +185,7 @@ def pictures_panel(pictures: np.ndarray, width: float) -> tuple[str, float]:
     gaps = "".join(f"M{short(width * i / columns)} 0v{short(height)}" for i in range(1, columns))
     gaps += "".join(f"M0 {short(height * i / lines)}h{short(width)}" for i in range(1, lines))
     image = f'<image {box} preserveAspectRatio="none" style="image-rendering:pixelated" href="{link}"/>'
-    return f'{image}<path d="{gaps}" {paint(stroke="bg")} stroke-width="2"/>', height
+    return f'{image}<path d="{gaps}" {paint(stroke="bg")} stroke-width="3"/>', height
 
 
 # -------------------------------------------------------------------------------------------- points
@@ -262,7 +262,7 @@ class _Axes:
 
 
 _WIDTH, _HEIGHT = 400.0, 262.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 8.0, 42.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 8.0, 42.0
 #: Above this many times the data's variance a line leaves the chart.
 CUT = 1000.0
 
@@ -328,9 +328,9 @@ def _y_axis(axes: _Axes) -> str:
     low, high = axes.log_range
     powers = list(range(math.ceil(low), math.floor(high) + 1))
     ticks = [10.0**p for p in powers]
-    if high - low < 2:
-        first = math.floor(low)
-        ticks = [m * 10.0**p for p in range(first, math.ceil(high) + 1) for m in (1, 2, 5)]
+    if high - low < 2.6:
+        between = (1, 2, 5) if high - low < 1.4 else (1, 3)
+        ticks = [m * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for m in between]
         ticks = [v for v in ticks if low <= math.log10(v) <= high]
     parts = []
     for value in ticks:

@@ -48,16 +48,14 @@ class Console(Watch):
         now = time.perf_counter()
         self._first.setdefault(run, (now, step))
         self._advance(run, step)
-        rates = []
-        for name, (since, _start) in self._first.items():
-            if self._done[name] < self._steps[name] and now > since:
-                rates.append(f"{name} {self._done[name]}/{self._steps[name]}")
-        speed = sum(
-            (self._done[name] - start) / (now - since)
+        going = {
+            name: (self._done[name] - start) / (now - since)
             for name, (since, start) in self._first.items()
-            if self._done[name] < self._steps[name] and now > since
-        )
-        self._bar.set_postfix_str(f"{speed:.0f} it/s, {', '.join(rates)}", refresh=False)
+            if self._done[name] < self._steps[name] and now - since > 0.5
+        }
+        if going:
+            where = ", ".join(f"{name} {self._done[name]}/{self._steps[name]}" for name in going)
+            self._bar.set_postfix_str(f"{sum(going.values()):.0f} it/s, {where}", refresh=False)
 
     def finished(self, row: dict[str, Any]) -> None:
         run = row["run"]
