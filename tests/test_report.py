@@ -154,7 +154,8 @@ def test_missing_pieces_do_no_harm(tmp_path):
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = """<!doctype html><body><iframe id=f src="report.html" width="%d" height="900"></iframe><pre id=r></pre><script>
+DRIVER = """<!doctype html>
+<body><iframe id=f src="report.html" width="%d" height="900"></iframe><pre id=r></pre><script>
 const frame = document.getElementById("f");
 const pixels = (d) => [...d.querySelectorAll("canvas")].map((c) => c.toDataURL()).join();
 frame.onload = () => setTimeout(() => {
