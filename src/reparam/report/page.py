@@ -299,7 +299,7 @@ def verdict(study: Study) -> str:
         ((data, only),) = findings.items()
         place = f" on {escape(data)}" if only.winner else f" on {escape(data)}:"
         return f'<p class="lead">{by},{place} {only.words}</p><p>{_caveat(study)}</p>'
-    items = "".join(f"<li><span>{escape(data)}</span> {f.words}</li>" for data, f in findings.items())
+    items = "".join(f"<li><span>{escape(data)}:</span> {f.words}</li>" for data, f in findings.items())
     return f'<p class="lead">{by}, {_summary(findings)}</p><ul>{items}</ul><p>{_caveat(study)}</p>'
 
 
@@ -371,7 +371,7 @@ def leaderboard(study: Study) -> str:
 def _metric_head(name: str, ranks: bool) -> str:
     words = escape(name).replace("_", "_<wbr>")
     sort = ' aria-sort="ascending"' if ranks else ""
-    return f'<th scope="col" class="n"{sort}>{words}{"<small>ranks</small>" if ranks else ""}</th>'
+    return f'<th scope="col" class="n"{sort}>{words}{"<small>ranked by this</small>" if ranks else ""}</th>'
 
 
 def _table_group(study: Study, data: str, metrics: Sequence[str]) -> str:

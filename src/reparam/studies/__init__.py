@@ -22,7 +22,7 @@ from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
 from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
 from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
-from .run import RESULT, data_of, floors
+from .run import RESULT, blank_row, data_of
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
@@ -268,7 +268,8 @@ def _do(
     if interrupted.is_set():
         return rows, True
     for run, message in watch.failures.items():
-        rows[run] = _failed_row(run, plan.runs[run], message, own)
+        row = blank_row(run, plan.runs[run], own.data or data_of(plan.runs[run]))
+        rows[run] = {**row, "status": "failed", "reason": message}
     return rows, False
 
 
@@ -287,30 +288,6 @@ def _conclude(folder: Path, plan: Recipe, rows: dict[str, dict[str, Any]]) -> St
     )
     failed = {row["run"]: row["reason"] for row in order if row["status"] == "failed"}
     return Study(folder, report, order, plan, failed)
-
-
-def _failed_row(run: str, config: RunConfig, message: str, own: _Own) -> dict[str, Any]:
-    data = own.data or data_of(config)
-    values = floors(data, config.metrics, config.sample.n)
-    return {
-        "run": run,
-        "data": data.name,
-        "network": config.network["name"],
-        "target": config.target["name"],
-        "loss_space": config.loss_space,
-        "weighting": config.weighting,
-        "t_range": config.t_range,
-        "lr": config.train.lr,
-        "seed": config.seed,
-        "steps": config.train.steps,
-        "params": None,
-        "wall_s": 0.0,
-        "status": "failed",
-        "reason": message,
-        "metrics": {name: {"value": None, "floor": floor} for name, floor in values.items()},
-        "x0_error": None,
-        "noise_bins": None,
-    }
 
 
 def _notes(plan: Recipe) -> list[str]:

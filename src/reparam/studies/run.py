@@ -127,7 +127,9 @@ def execute(
     trainer = trainer_of(config, data, make_network(config, data, factory), device)
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
-    row = _blank_row(run, config, data, trainer)
+    row = blank_row(run, config, data)
+    row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
+    row["noise_bins"] = trainer.validation.edges
     try:
         if not _train(trainer, folder, progress, stop, save_every):
             return None
@@ -171,7 +173,8 @@ def _write_history(trainer: Trainer, folder: Path) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
 
 
-def _blank_row(run: str, config: RunConfig, data: Data, trainer: Trainer) -> dict[str, Any]:
+def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
+    """A run's row of the leaderboard before anything is known but its recipe and its floors."""
     arguments = ", ".join(f"{k}={v}" for k, v in config.network.items() if k != "name")
     return {
         "run": run,
@@ -184,7 +187,7 @@ def _blank_row(run: str, config: RunConfig, data: Data, trainer: Trainer) -> dic
         "lr": config.train.lr,
         "seed": config.seed,
         "steps": config.train.steps,
-        "params": sum(p.numel() for p in trainer.trainee.parameters()),
+        "params": None,
         "wall_s": 0.0,
         "status": "unfinished",
         "metrics": {
@@ -192,7 +195,7 @@ def _blank_row(run: str, config: RunConfig, data: Data, trainer: Trainer) -> dic
             for name, floor in floors(data, config.metrics, config.sample.n).items()
         },
         "x0_error": None,
-        "noise_bins": trainer.validation.edges,
+        "noise_bins": None,
     }
 
 
