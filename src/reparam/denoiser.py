@@ -84,7 +84,10 @@ class Conventions:
             raise unknown("input convention", self.input, INPUT_CONVENTIONS)
         if self.time == "step" and not isinstance(self.schedule, DDPM):
             raise Unsupported(f"time='step' needs a schedule with integer steps (ddpm), found {self.schedule}.")
-        low, high = (float(v) for v in self.t_range)
+        try:
+            low, high = (float(v) for v in self.t_range)
+        except (TypeError, ValueError) as e:
+            raise TimeOutOfRange(f"t_range is two increasing numbers in [0, 1], found {self.t_range!r}.") from e
         object.__setattr__(self, "t_range", (low, high))
         if not 0 <= low < high <= 1:
             raise TimeOutOfRange(f"t_range is two increasing numbers in [0, 1], found [{low:g}, {high:g}].")
@@ -94,6 +97,12 @@ class Conventions:
                 f"t = {', '.join(f'{t:g}' for t in singular[:4])} under {self.schedule}, inside "
                 f"t_range = [{low:g}, {high:g}]. Leave that time out, for example t_range: "
                 f"{_suggest(low, high, singular)}, or predict x0, v or velocity instead."
+            )
+
+        if self.time != "step" and not bool(self.network_time(as_time(high)).isfinite()):
+            raise SingularTime(
+                f"time={self.time!r} is infinite at t = {high:g} under {self.schedule}; end t_range before it, for "
+                f"example {_suggest(low, high, [high])}, or give the network its time as 't'."
             )
 
     def network_time(self, t: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import targets, weightings
 from . import times as noise_levels
 from .denoiser import Conventions, Denoiser
-from .errors import Conflict, ReparamError
+from .errors import Conflict, ReparamError, SingularTime
 from .schedules import DDPM, Schedule, Time, as_time, like
 from .targets import Target
 from .times import Times, Uniform, open_uniform
@@ -66,7 +66,8 @@ class Objective(nn.Module):
         self.loss_space = None if loss_space is None else targets.target(loss_space)
         own_space = Space(self.loss_space or self.conventions.target)
         self.weighting = own_space if weighting is None else weightings.weighting(weighting)
-        self.times = noise_levels.times(times).within(*self.conventions.t_range)
+        self._drawn = noise_levels.times(times)
+        self.times = self._drawn.within(*self.conventions.t_range)
 
     @property
     def schedule(self) -> Schedule:
@@ -82,7 +83,7 @@ class Objective(nn.Module):
         """The times that uniform numbers ``u`` in (0, 1) stand for; float64."""
         t = self.times.quantile(u.to("cpu", torch.float64))
         if self.conventions.time == "step" and isinstance(self.schedule, DDPM):
-            t = self.schedule.on_steps(t)
+            t = self.schedule.on_steps(t, self.conventions.t_range[1])
         return t
 
     def weight(self, t: Time) -> Tensor:
@@ -122,8 +123,16 @@ class Objective(nn.Module):
         x_t = self.schedule.add_noise(x0, eps, t64)
         y = self.target.encode(x0, eps, t64, self.schedule)
         error = (self.conventions.call(net, x_t, t64, cond or {}) - y).flatten(1)
-        weight = like(self.weight(t64), error[:, 0])
-        return weight * torch.linalg.vecdot(error, error) / error.shape[1]
+        weight = self.weight(t64)
+        if not bool(weight.isfinite().all()):
+            bad = t64.expand(weight.shape)[~weight.isfinite()].flatten()[0].item()
+            raise SingularTime(
+                f"the weight of this loss ({self.weighting}) on an error in {self.target.name} is not finite at "
+                f"t = {bad:g}; keep t away from there, or cap it: weighting=Capped(...)."
+            )
+        with torch.autocast(error.device.type, enabled=False):  # which would round the sum to bfloat16
+            squared = torch.linalg.vecdot(error, error)
+        return like(weight, squared) * squared / error.shape[1]
 
     def denoiser(self, net: nn.Module, data: dict[str, Any] | None = None) -> Denoiser:
         """The network as a denoiser under the conventions it was trained with."""
@@ -134,9 +143,8 @@ class Objective(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """What training knows beyond the conventions: loss space, weighting and times."""
-        base = getattr(self.times, "base", self.times)  # t_range is recorded by itself
         return {
             "loss_space": None if self.loss_space is None else Space(self.loss_space).config(),
             "weighting": self.weighting.config(),
-            "times": base.config(),
+            "times": self._drawn.config(),  # t_range is recorded by itself
         }

@@ -172,7 +172,7 @@ def grid(denoiser: Denoiser, steps: int) -> list[float]:
         times[:-1] = torch.linspace(high, low, steps, dtype=torch.float64)
     schedule = denoiser.schedule
     if denoiser.conventions.time == "step" and isinstance(schedule, DDPM):
-        times[:-1] = schedule.on_steps(times[:-1])
+        times[:-1] = schedule.on_steps(times[:-1], high)
         if len(times.unique()) <= steps:
             raise Unsupported(f"{steps} steps are more than this table of {schedule.T} has in t_range.")
     return [float(t) for t in times]

@@ -259,9 +259,10 @@ class DDPM(Schedule):
         k = k.to(torch.int64)
         return k.to(t.device) if isinstance(t, Tensor) else k
 
-    def on_steps(self, t: Tensor) -> Tensor:
-        """Times rounded up to the next step; uniform times become uniform steps."""
-        return (as_time(t) * self.T - 1e-9).ceil().clamp(1, self.T) / self.T
+    def on_steps(self, t: Tensor, high: float = 1.0) -> Tensor:
+        """Times rounded up to the next step, but not beyond ``high``; uniform times become uniform steps."""
+        last = max(1, math.floor(high * self.T + 1e-4))
+        return (as_time(t) * self.T - 1e-4).ceil().clamp(1, last) / self.T
 
     def _at(self, t: Tensor, which: int) -> Tensor:
         table = self._angles[which]
@@ -271,9 +272,7 @@ class DDPM(Schedule):
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.T
         # A time meant to be on a step but a rounding above it belongs to the interval that ends there.
-        nearest = position.round()
-        position = torch.where((position - nearest).abs() < 1e-10, nearest, position)
-        low = (position.ceil() - 1).clamp(0, self.T - 1)
+        low = ((position - 1e-4).ceil() - 1).clamp(0, self.T - 1)
         return low.to(torch.int64), position - low
 
     def _alpha(self, t: Tensor) -> Tensor:
@@ -331,7 +330,7 @@ def build(kind: str, classes: dict[str, Any], which: str | dict[str, Any]) -> An
     """The object that a name, or a mapping ``{name: …, argument: …}``, stands for."""
     arguments = {"name": which} if isinstance(which, str) else dict(which)
     name = arguments.pop("name", None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise unknown(kind, name, classes)
     known = {f.name for f in dataclasses.fields(classes[name]) if f.init}
     for key in arguments:

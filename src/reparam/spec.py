@@ -18,6 +18,7 @@ from ._version import __version__
 from .denoiser import Denoiser
 from .errors import NetworkError, ReparamError, SpecError
 from .files import written_whole
+from .networks import NETWORKS, network
 from .targets import target
 
 #: Raised whenever a field is added or changes its meaning; a newer one is refused.
@@ -54,14 +55,14 @@ class Spec:
     def of(cls, denoiser: Denoiser) -> Spec:
         """The spec of a denoiser."""
         c = denoiser.conventions
-        config = getattr(denoiser.net, "config", None)
+        built_in = type(denoiser.net) in NETWORKS.values()
         return cls(
             target=c.target.config(),
             schedule=c.schedule.config(),
             time=c.time,
             input=c.input,
             t_range=list(c.t_range),
-            network=dict(config) if isinstance(config, dict) else None,
+            network=dict(denoiser.net.config) if built_in else None,  # type: ignore[arg-type]
             data=denoiser.data,
             training=denoiser.training_record,
         )
@@ -87,6 +88,16 @@ class Spec:
             raise SpecError(f"{where} does not say {', '.join(missing)}.")
         if extra := sorted(record.keys() - names):
             raise SpecError(f"{where} has unknown fields: {', '.join(extra)}.")
+        kinds = {"time": str, "input": str, "t_range": list, "version": str}
+        kinds |= dict.fromkeys(("target", "schedule", "network", "data", "training"), dict)
+        for name, kind in kinds.items():
+            value = record.get(name)
+            optional = name not in needed
+            if not (isinstance(value, kind) or (optional and value is None)):
+                raise SpecError(f"{where}: {name} is {value!r}, expected a {kind.__name__}.")
+        low_high = record["t_range"]
+        if len(low_high) != 2 or not all(isinstance(v, int | float) for v in low_high):
+            raise SpecError(f"{where}: t_range is {low_high!r}, expected two numbers.")
         return cls(**record)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,15 +128,9 @@ class Spec:
 
     def in_words(self) -> list[tuple[str, str]]:
         """The record for a reader: (what, how) pairs."""
-        formulas = {
-            "x0": "the clean data x0",
-            "eps": "the noise eps",
-            "v": "v = alpha*eps - sigma*x0 (Salimans & Ho), not the flow velocity",
-            "velocity": "the velocity dx_t/dt = alpha'*x0 + sigma'*eps, not v",
-        }
-        name = target(self.target).name
+        predicted = target(self.target)
         rows = [
-            ("predicts", f"{name}: {formulas[name]}"),
+            ("predicts", f"{predicted.name}: {predicted.words}"),
             (
                 "forward process",
                 _arguments(self.schedule) + ", x_t = alpha*x0 + sigma*eps; t = 0 data, t = 1 noise",
@@ -171,7 +176,13 @@ def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    kept: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        kept[name] = value.clone() if place in seen else value  # tied weights are written out each
+        seen.add(place)
     with written_whole(path) as temporary:
         try:
             save_file(kept, temporary, metadata)
@@ -213,8 +224,6 @@ def load(path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, 
         SpecError: if neither the file nor the caller says what the network predicts.
         NetworkError: if the network is needed, or does not fit the weights.
     """
-    from .networks import network
-
     tensors, metadata = read_tensors(path)
     spec = _spec_of(path, metadata, spec)
     if net is None:

@@ -46,6 +46,8 @@ class Target(ABC):
     """A linear target. A subclass gives :meth:`rows`; everything else is derived from it."""
 
     name: ClassVar[str]
+    #: What it is, for a reader.
+    words: ClassVar[str] = "a linear target p*x0 + q*eps"
 
     @abstractmethod
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -153,6 +155,7 @@ class X0(Target):
     """The clean data: p = 1, q = 0. Regular everywhere."""
 
     name: ClassVar[str] = "x0"
+    words: ClassVar[str] = "the clean data x0"
 
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.zeros_like(t)
@@ -163,6 +166,7 @@ class Eps(Target):
     """The noise: p = 0, q = 1. Singular where α = 0, at the end of rectified flow and of the cosine."""
 
     name: ClassVar[str] = "eps"
+    words: ClassVar[str] = "the noise eps"
 
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)
@@ -173,6 +177,7 @@ class V(Target):
     """v = α ε − σ x0 (Salimans & Ho): p = −σ, q = α, Δ = α² + σ². Not the flow velocity."""
 
     name: ClassVar[str] = "v"
+    words: ClassVar[str] = "v = alpha*eps - sigma*x0 (Salimans & Ho), not the flow velocity"
 
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         return -schedule.sigma(t), schedule.alpha(t)
@@ -183,6 +188,7 @@ class Velocity(Target):
     """dx_t/dt = α' x0 + σ' ε: p = α', q = σ'. On rectified flow, noise_scale·ε − x0."""
 
     name: ClassVar[str] = "velocity"
+    words: ClassVar[str] = "the velocity dx_t/dt = alpha'*x0 + sigma'*eps, not v"
 
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         return schedule.alpha_dot(t), schedule.sigma_dot(t)
@@ -204,7 +210,7 @@ def target(which: str | dict[str, Any] | Target) -> Target:
     arguments: dict[str, Any] = {"name": which} if isinstance(which, str) else dict(which)
     name = arguments.get("name")
     arguments["name"] = ALIASES.get(str(name), name)
-    if arguments["name"] not in TARGETS:
+    if not isinstance(name, str) or arguments["name"] not in TARGETS:
         raise unknown("target", name, [*TARGETS, *ALIASES])
     built: Target = build("target", TARGETS, arguments)
     return built

@@ -84,7 +84,7 @@ class LogitNormal(Times):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.std > 0 and math.isfinite(self.mean)):
+        if not (0 < self.std < math.inf and math.isfinite(self.mean)):
             raise Unsupported(
                 f"logit_normal needs a finite mean and a positive std, found {self.mean!r}, {self.std!r}."
             )
@@ -114,6 +114,11 @@ class Within(Times):
         if not 0 <= self.low < self.high <= 1:
             raise TimeOutOfRange(
                 f"a range of times is two increasing numbers in [0, 1], found [{self.low!r}, {self.high!r}]."
+            )
+        below, upto = self._shares().tolist()
+        if not upto - below > 1e-12:
+            raise Unsupported(
+                f"{self.base} draws no times in [{self.low:g}, {self.high:g}]; change the distribution or t_range."
             )
 
     def _shares(self) -> Tensor:

@@ -74,7 +74,7 @@ class Capped(Weighting):
     name: ClassVar[str] = "capped"
 
     def __init__(self, base: str | dict[str, Any] | Weighting, cap: float) -> None:
-        if not cap > 0:
+        if isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0:
             raise ReparamError(f"the cap on a weighting must be positive, found {cap!r}.")
         object.__setattr__(self, "base", weighting(base))
         object.__setattr__(self, "cap", float(cap))
@@ -95,8 +95,10 @@ def weighting(which: str | dict[str, Any] | Weighting) -> Weighting:
     """
     if isinstance(which, Weighting):
         return which
+    if not isinstance(which, str | dict):
+        raise unknown("weighting", which, [*TARGETS, Capped.name])
     arguments: dict[str, Any] = {"name": which} if isinstance(which, str) else dict(which)
-    name = arguments.get("name")
+    name = str(arguments.get("name"))
     if name == Capped.name:
         for key in arguments.keys() - {"name", "base", "cap"}:
             raise unknown("argument of weighting 'capped'", key, ["base", "cap"])

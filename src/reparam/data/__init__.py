@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +107,11 @@ class Data:
 
 def _curve_data(name: str) -> Callable[..., Data]:
     def make(dim: int = 2, size: int = 20_000, seed: int = 0) -> Data:
-        if size < 2:
-            raise DataError(f"size must be at least 2, found {size}.")
+        if size < 2 or seed < 0:
+            raise DataError(f"size must be at least 2 and seed at least 0, found {size} and {seed}.")
         curve = Curve.make(name, dim, seed)
         return Data(
-            name=f"{name} D={dim}",
+            name=f"{name} D={dim}" + (f" N={size}" if size != 20_000 else "") + (f" seed {seed}" if seed else ""),
             train=curve.draw(size, [seed, 0]),
             heldout=curve.draw(min(size, 4096), [seed, 1]),
             curve=curve,
@@ -145,12 +146,14 @@ def from_array(array: np.ndarray | Tensor, name: str = "given array", holdout: f
     Raises:
         DataError: under the conditions of :func:`reparam.data.arrays.load_array`.
     """
-    held = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    held = array.detach().cpu().double().numpy() if isinstance(array, Tensor) else array
     return _prepared(checked(held, name), name, "scale", holdout, seed)
 
 
 def _prepared(x: Tensor, name: str, normalise: str, holdout: float, seed: int) -> Data:
     mean, std = (float(x.mean()), float(x.std(correction=0))) if normalise == "scale" else (0.0, 1.0)
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise DataError(f"{name} has mean {mean:g} and standard deviation {std:g}; its numbers are too large to scale.")
     train, heldout = _split(((x - mean) / std).float(), holdout, seed)
     return Data(name=name, train=train, heldout=heldout, mean=mean, std=std)
 
@@ -185,7 +188,7 @@ def load_data(config: dict[str, Any]) -> Data:
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
-    if name not in DATA:
+    if not isinstance(name, str) or name not in DATA:
         raise unknown("data", name, DATA)
     known = list(inspect.signature(DATA[name]).parameters)
     for key in arguments:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from ..errors import NetworkError, ReparamError, unknown
 from .mlp import MLP
 
-__all__ = ["MLP", "NETWORKS", "is_factory", "network"]
+__all__ = ["MLP", "NETWORKS", "is_factory", "made_by", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
 
@@ -57,12 +59,23 @@ def _from_factory(path: str, arguments: dict[str, Any]) -> nn.Module:
             f"cannot import network {path!r}: {e}. Expected 'package.module:function', importable from the "
             "current folder or installed."
         ) from e
+    return made_by(make, arguments, path)
+
+
+def made_by(make: Callable[..., Any], arguments: dict[str, Any], name: str) -> nn.Module:
+    """A network of its own from a user's function: a copy, should the function return one and the same.
+
+    Raises:
+        NetworkError: if the function fails, or returns something else.
+    """
     try:
         net = make(**arguments)
     except ReparamError:
         raise
     except Exception as e:
-        raise NetworkError(f"network {path!r} could not be made with {arguments}: {e!r}.") from e
+        raise NetworkError(f"network {name!r} could not be made with {arguments}: {e!r}.") from e
     if not isinstance(net, nn.Module):
-        raise NetworkError(f"network {path!r} returned {type(net).__name__}, expected a torch.nn.Module.")
-    return net
+        raise NetworkError(f"network {name!r} returned {type(net).__name__}, expected a torch.nn.Module.")
+    if not any(p.requires_grad for p in net.parameters()):
+        raise NetworkError(f"network {name!r} has no parameters to train.")
+    return copy.deepcopy(net)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +20,13 @@ from torch import Tensor, nn
 from ..data import Data
 from ..errors import Conflict, DataError, NetworkError, OutputError
 from ..files import write_text
+from ..networks import NETWORKS
 from .console import Console
 from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
 from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
 from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
-from .run import RESULT, blank_row, data_of
+from .run import RESULT, blank_row, data_of, make_network
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
@@ -72,8 +76,8 @@ def study(
         recipe: the name of a built-in recipe, a YAML file, or plain data.
         data: the caller's own samples instead of the recipe's: a .npy/.npz file or an array
             [N, D]; it is scaled to mean 0 and standard deviation 1, and samples scaled back.
-        network: the caller's own network: "pkg.mod:make", a function that makes one (called
-            with the recipe's network arguments), or a module (copied for every run).
+        network: the caller's own network: "pkg.mod:make", a function that makes one (called with
+            what ``settings`` give as network.…), or a module (copied for every run).
         out: the folder to write to; runs/NAME by default. Where it holds an unfinished
             study of the same recipe, that one is continued.
         settings: overrides such as "train.steps=500".
@@ -92,8 +96,11 @@ def study(
     """
     own = _Own.of(data, network)
     raw = own.into(read_recipe(recipe))
-    plan = load_recipe(raw, list(settings), extra_networks=own.networks, extra_data=own.data_names)
-    folder = Path(out) if out is not None else Path("runs") / plan.name
+    settings = [settings] if isinstance(settings, str) else list(settings)
+    plan = load_recipe(raw, settings, extra_networks=own.networks, extra_data=own.data_names)
+    folder = (
+        Path(out) if out is not None else Path("runs") / (re.sub(r"[^\w.+=-]+", "_", plan.name).strip("._") or "study")
+    )
     on = resources(len(plan.runs), 1 if own.in_process else jobs, device)
     say(f"study {plan.name}: {len(plan.runs)} runs")
     digests = _preflight(plan, own, say)
@@ -106,7 +113,11 @@ def study(
         claim()  # only now that every run is known to work: a mistake found above leaves the folder free
         rows, stopped = _do(plan, folder, on, own, {run: cost.seconds for run, cost in costs.items()}, say)
         if stopped:
-            raise Interrupted(_how_to_continue(recipe, settings, folder, len(rows), len(plan.runs)))
+            again = _again(None if data is not None or network is not None else recipe, settings, folder)
+            raise Interrupted(
+                f"stopped with {len(rows)} of {len(plan.runs)} runs done; everything is kept in {folder}. "
+                f"To continue: {again}"
+            )
         return _conclude(folder, plan, rows)
 
 
@@ -175,7 +186,19 @@ def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str,
                 say("  warning: these data are far from unit scale, where the noise is; consider data.normalise: scale")
     for name in sorted({str(c.network["name"]) for c in plan.runs.values() if ":" in str(c.network["name"])}):
         say(f"  running your code: network {name}")
+    for config in plan.runs.values():
+        key = json.dumps(config.network, sort_keys=True)
+        if key not in digests and config.network["name"] not in NETWORKS:
+            digests[key] = _fingerprint(make_network(config, own.data or data_of(config), own.factory))
     return digests
+
+
+def _fingerprint(net: nn.Module) -> str:
+    """A hash of a network of the user's: its printed form and its initial weights."""
+    found = hashlib.sha256(repr(net).encode())
+    for name, value in net.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @contextmanager
@@ -188,6 +211,7 @@ def _claimed(folder: Path, record: dict[str, Any]) -> Iterator[Callable[[], None
         raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another folder with --out.") from e
     with lock:
         _lock(lock, folder)
+        os.set_inheritable(lock.fileno(), True)
         if (folder / _RECORD).exists():
             _refuse_another(folder, record)
         elif others := sorted(p.name for p in folder.iterdir() if p.name != ".lock"):
@@ -212,14 +236,19 @@ def _lock(lock: Any, folder: Path) -> None:
 def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
     try:
         before = json.loads((folder / _RECORD).read_text())
-    except (OSError, json.JSONDecodeError) as e:
+        if not isinstance(before, dict) or not isinstance(before.get("recipe"), dict):
+            raise ValueError("it is not the record of a study")
+    except (OSError, ValueError) as e:
         raise Conflict(f"{folder / _RECORD} cannot be read ({e}); choose another --out.") from e
     now = json.loads(json.dumps(record))
     if before == now:
         return
     differences = list(_differences(before.get("recipe"), now["recipe"]))
     if not differences:
-        raise DataError(f"the data have changed since the study in {folder} began; choose another --out.")
+        changed = [key for key in now["data"] if before.get("data", {}).get(key) != now["data"][key]]
+        networks = {json.dumps(run["network"], sort_keys=True) for run in now["recipe"]["runs"].values()}
+        what = "network has" if any(key in networks for key in changed) else "data have"
+        raise DataError(f"the {what} changed since the study in {folder} began; choose another --out.")
     raise Conflict(
         f"{folder} holds another study: {'; '.join(differences[:4])}. Nothing was touched. Choose another folder "
         "with --out, or run the recipe that is there."
@@ -243,9 +272,11 @@ def _finished(folder: Path, plan: Recipe) -> dict[str, dict[str, Any]]:
     rows = {}
     for run in plan.runs:
         try:
-            rows[run] = json.loads((folder / run / RESULT).read_text())
-        except (OSError, json.JSONDecodeError):
+            row = json.loads((folder / run / RESULT).read_text())
+        except (OSError, ValueError):
             continue
+        if isinstance(row, dict) and row.get("run") == run and row.get("status") in ("finished", "diverged"):
+            rows[run] = row
     return rows
 
 
@@ -313,15 +344,13 @@ def _notes(plan: Recipe) -> list[str]:
     return notes
 
 
-def _how_to_continue(recipe: Any, settings: Sequence[str], folder: Path, done: int, total: int) -> str:
-    if isinstance(recipe, dict):
-        again = f"call study again with out={str(folder)!r}"
-    else:
-        words = ["reparam", "study", str(recipe), "--out", str(folder)]
-        for setting in settings:
-            words += ["--set", setting]
-        again = shlex.join(words)
-    return f"stopped with {done} of {total} runs done; everything is kept in {folder}. To continue: {again}"
+def _again(recipe: Any, settings: Sequence[str], folder: Path) -> str:
+    if not isinstance(recipe, str | Path):
+        return f"call study again with the same arguments and out={str(folder)!r}"
+    words = ["reparam", "study", str(recipe), "--out", str(folder)]
+    for setting in settings:
+        words += ["--set", setting]
+    return shlex.join(words)
 
 
 def open_study(out: str | Path) -> Study:
@@ -334,7 +363,9 @@ def open_study(out: str | Path) -> Study:
     try:
         record = json.loads((folder / _RECORD).read_text())
         rows = json.loads((folder / "leaderboard.json").read_text())
-    except (OSError, json.JSONDecodeError) as e:
+        if not rows or any(row["run"] not in record["recipe"]["runs"] for row in rows):
+            raise ValueError("they do not belong together")
+    except (OSError, ValueError, TypeError, KeyError) as e:
         raise OutputError(f"{folder} holds no finished study ({_RECORD} and leaderboard.json): {e}.") from e
     recipe = record["recipe"]
     runs = {run: from_dict(config) for run, config in recipe["runs"].items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..denoiser import evaluating
+from ..errors import DataError, NetworkError, ReparamError
 from .pool import Resources
 from .recipe import RunConfig
 from .run import chosen_metrics, data_of, make_network, trainer_of
@@ -55,17 +56,37 @@ def probe(
     costs = {}
     try:
         for run, config in runs.items():
-            kind = json.dumps([config.data, config.network, config.train.batch, config.time, config.input])
+            kind = json.dumps(
+                [config.data, config.network, config.train.batch, config.time, config.input, config.rank_by]
+            )
             if kind not in seen:
                 mine = data or data_of(config)
-                chosen_metrics(mine, config.metrics)
-                seen[kind] = _measure(config, mine, factory, on.devices[0])
+                fitting = chosen_metrics(mine, config.metrics)
+                if config.rank_by and config.rank_by not in fitting:
+                    raise DataError(
+                        f"rank_by: {config.rank_by} is not measured on {mine.name}; these are: {', '.join(fitting)}. "
+                        f"For example --set rank_by={fitting[0]}."
+                    )
+                seen[kind] = _tried(config, mine, factory, on.devices[0])
             step_s, forward_s, size = seen[kind].train_s, seen[kind].sample_s, seen[kind].bytes
             evaluations = config.sample.steps * (2 if config.sample.sampler == "heun" else 1)
             costs[run] = Cost(step_s * config.train.steps, forward_s * evaluations * config.sample.n, size)
     finally:
         torch.set_num_threads(threads)
     return costs
+
+
+def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
+    try:
+        return _measure(config, data, factory, device)
+    except ReparamError:
+        raise
+    except Exception as e:
+        name = config.network["name"]
+        raise NetworkError(
+            f"network {name} failed in its first training step on samples of shape {list(data.shape)}: {e!r}. It is "
+            "called as net(x, time) with x of shape [B, …] and time of shape [B] (--debug shows where)."
+        ) from e
 
 
 def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
@@ -89,7 +110,7 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
     denoiser = trainer.denoiser
     with evaluating(denoiser):
         start = time.perf_counter()
-        denoiser(x, sum(config.t_range) / 2)
+        denoiser(x, float(trainer.trainee.objective.times_at(torch.tensor([0.5]))))
         forward = (time.perf_counter() - start) / n
     parameters = sum(p.numel() * p.element_size() for p in trainer.trainee.parameters())
     tensors: list[Any] = [trainer.data, trainer.validation.x0, trainer.validation.eps]

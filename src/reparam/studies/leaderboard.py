@@ -67,7 +67,8 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
             data = row["data"]
             floors = [number(row["metrics"].get(name, {}).get("floor")) for name in metrics]
             table.append([data, "(real data)", *floors, "", "floor"])
-        table.append(["", *_cells(row, metrics)])
+        alike = [r for r in shown if (r["data"], r["target"], r["seed"]) == (data, row["target"], row["seed"])]
+        table.append(["", *_cells(row, metrics, by_run=len(alike) > 1)])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = [
         "  ".join(
@@ -80,8 +81,9 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(row: dict[str, Any], metrics: list[str]) -> list[str]:
+def _cells(row: dict[str, Any], metrics: list[str], by_run: bool) -> list[str]:
     target = row["target"] if isinstance(row["target"], str) else row["target"]["name"]
+    target = row["run"] if by_run else target
     values = [number(row["metrics"].get(name, {}).get("value")) for name in metrics]
     remarks = [] if row["status"] == "finished" else [row["status"]]
     if len(row.get("lr_tried", [])) > 1:

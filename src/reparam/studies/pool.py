@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ def resources(runs: int, jobs: int | None = None, device: str | None = None) -> 
     if jobs is not None and jobs < 1:
         raise Unsupported(f"--jobs must be at least 1, found {jobs}.")
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise Unsupported(f"device {kind!r} cannot be used; expected cpu, cuda or mps.")
     try:
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
@@ -125,6 +128,10 @@ def run_here(
             except ReparamError as e:
                 watch.failed(run, str(e))
                 continue
+            except Exception as e:
+                traceback.print_exc()
+                watch.failed(run, f"{type(e).__name__}: {e}")
+                continue
             if row is not None:
                 watch.finished(row)
     finally:
@@ -151,6 +158,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
+            close_fds=False,  # the folder's lock stays held until the last worker has written its state
             start_new_session=True,  # Ctrl-C at the terminal reaches the study, which tells its workers
         )
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
@@ -220,12 +228,15 @@ def run_in_workers(
             if event is None:
                 workers.discard(worker)
                 _bury(worker, watch, stop)
-                if waiting and worker.run and not stop():
+                if waiting and not stop():
                     replacement = _Worker(events, worker.device, on.threads)
                     workers.add(replacement)
                     give(replacement)
             elif event["event"] == "progress":
                 watch.progress(event["run"], event["step"])
+            elif event["event"] == "stopped" and not stop():
+                waiting.insert(0, event["run"])  # somebody ended the worker alone; another goes on from its state
+                worker.run = None
             else:
                 _report(event, watch)
                 give(worker)

@@ -22,7 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..data import DATA
-from ..errors import Conflict, RecipeError, ReparamError, unknown
+from ..errors import Conflict, RecipeError, ReparamError, Unsupported, unknown
 from ..metrics import METRICS
 from ..networks import NETWORKS, is_factory
 from ..objective import Objective
@@ -183,6 +183,8 @@ def read_recipe(which: str | Path | dict[str, Any]) -> dict[str, Any]:
     """
     if isinstance(which, dict):
         return copy.deepcopy(which)
+    if not isinstance(which, str | Path):
+        raise RecipeError(f"a recipe is a name, a path or a mapping, found {which!r}.")
     recipes = built_in()
     if str(which) in recipes:
         raw, where = parse_yaml(recipes[str(which)], f"recipe {which}"), f"recipe {which}"
@@ -218,7 +220,7 @@ def override(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         at: dict[str, Any] = raw
         for i, key in enumerate(keys[:-1]):
             below = at.get(key, {})
-            if isinstance(below, str) and key in ("data", "network", "schedule", "times"):
+            if isinstance(below, str) and key in ("data", "network", "schedule", "times", "target"):
                 below = _named(key, below)
             if not isinstance(below, dict):
                 raise RecipeError(f"--set {setting!r}: {'.'.join(keys[: i + 1])} is {below!r}, not a mapping.")
@@ -338,6 +340,8 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
     _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim",))
     _check_part("schedule", config.schedule, SCHEDULES)
     _check_part("times", config.times, TIMES)
+    if config.metrics is not None and not config.metrics:
+        raise RecipeError("metrics: the list is empty; leave the key out to measure all that apply.")
     for name in [*(config.metrics or []), *([config.rank_by] if config.rank_by else [])]:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
@@ -346,9 +350,14 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
         if pair is not None and (len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1):
             raise RecipeError(f"{key}: expected two increasing numbers in [0, 1], found {pair}.")
     try:
-        config.objective()
+        objective = config.objective()
     except ReparamError as e:
-        raise type(e)(f"target {config.target['name']}: {e}") from e
+        raise type(e)(f"target {config.target.get('name')}: {e}") from e
+    if SAMPLERS[config.sample.sampler].needs_smooth and not objective.schedule.smooth:
+        raise Unsupported(
+            f"sample.sampler: {config.sample.sampler} steps in t, where {objective.schedule} has kinks; use "
+            "--set sample.sampler=ddim."
+        )
     return config
 
 
@@ -377,8 +386,12 @@ def _translated(path: str, kind: Any, error: ValidationError) -> ReparamError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ReparamError):
         return cause
-    wanted = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return RecipeError(f"{where}: expected {wanted}, found {first['input']!r}.")
+    return RecipeError(f"{where}: expected {_in_yaml_words(first['msg'])}, found {first['input']!r}.")
+
+
+def _in_yaml_words(message: str) -> str:
+    wanted = message.removeprefix("Input should be ").removeprefix("a valid ")
+    return {"array": "a list", "an object": "a mapping", "dictionary": "a mapping"}.get(wanted, wanted)
 
 
 def _check_part(
@@ -389,7 +402,9 @@ def _check_part(
     supplied: tuple[str, ...] = (),
 ) -> None:
     """Check ``{name: …, argument: …}`` against what the named thing takes, type by type."""
-    name = str(config.get("name"))
+    if "name" not in config:
+        raise RecipeError(f"{key}.name is missing; found {config!r}.")
+    name = str(config["name"])
     if name in extra or (key == "network" and is_factory(name)):
         return
     if name not in known:
@@ -405,7 +420,7 @@ def _check_part(
         try:
             TypeAdapter(hints.get(argument, Any)).validate_python(value, strict=True)
         except ValidationError as e:
-            wanted = e.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            wanted = _in_yaml_words(e.errors()[0]["msg"])
             raise RecipeError(f"{key}.{argument}: expected {wanted}, found {value!r}.") from e
 
 

@@ -25,7 +25,7 @@ from ..denoiser import Denoiser
 from ..errors import DataError
 from ..files import write_text, written_whole
 from ..metrics import METRICS
-from ..networks import network
+from ..networks import made_by, network
 from ..report.views import view_of
 from ..samplers import Trajectory, sample
 from ..spec import Spec, save
@@ -68,7 +68,7 @@ def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, 0x1717))
         if factory is not None:
-            return factory(**{k: v for k, v in arguments.items() if k != "name"})
+            return made_by(factory, {k: v for k, v in arguments.items() if k != "name"}, arguments["name"])
         return network(arguments)
 
 

@@ -13,7 +13,7 @@ from ..networks import is_factory, network
 from ..samplers import sample
 from ..spec import load, read_spec, weights_file
 from ..training.draws import mix
-from .recipe import RunConfig, load_recipe
+from .recipe import RunConfig, from_dict, parse_yaml
 from .run import write_arrays
 
 
@@ -79,4 +79,4 @@ def _in_original_units(x: Tensor, data: dict[str, Any]) -> Tensor:
 
 def _recipe_beside(weights: Path) -> RunConfig | None:
     file = weights.parent / "recipe.yaml"
-    return next(iter(load_recipe(file).runs.values())) if file.exists() else None
+    return from_dict(parse_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else None

@@ -72,8 +72,13 @@ class TrainConfig:
             raise ReparamError(f"train.lr must be a positive number, found {self.lr}.")
         if not 0 <= self.ema < 1:
             raise ReparamError(f"train.ema must lie in [0, 1), found {self.ema}.")
-        if self.clip < 0:
+        if not 0 <= self.clip < math.inf:
             raise ReparamError(f"train.clip must be 0 (no clipping) or positive, found {self.clip}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ReparamError(f"train.weight_decay must be 0 or positive, found {self.weight_decay}.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ReparamError(f"train.{name} must lie in [0, 1), found {getattr(self, name)}.")
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step."""
@@ -87,7 +92,7 @@ class TrainConfig:
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -239,9 +244,12 @@ class Trainer:
         t = self.trainee.objective.times_at(batch.u)
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr_at(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.trainee(x0, t, batch.eps).mean()
-        loss.backward()
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(mix(self.draws.seed, self.step, 0xD0))  # what the network itself draws, as for dropout
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = self.trainee(x0, t, batch.eps).mean()
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, c.clip or math.inf)
         value = loss.item()
         if math.isfinite(value):
@@ -288,8 +296,8 @@ class Trainer:
         Raises:
             SpecError: if the file does not belong to this run.
         """
-        tensors, metadata = read_tensors(path)
         try:
+            tensors, metadata = read_tensors(path)
             record = json.loads(metadata["resume"])
             self.trainee.load_state_dict(_under("net.", tensors))
             self.average.load_state_dict(_under("average.", tensors))
@@ -301,9 +309,11 @@ class Trainer:
                 i, _, key = name.partition(".")
                 state.setdefault(int(i), {})[key] = value
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        except (KeyError, ValueError, RuntimeError) as e:
-            raise SpecError(f"{path} does not belong to this run: {e}. Remove its folder to start afresh.") from e
-        self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
+            self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise SpecError(
+                f"{path} does not belong to this run: {e}. Remove that file to start the run afresh."
+            ) from e
 
 
 def _json(value: float) -> float | None:
