@@ -155,3 +155,38 @@ def test_a_wrong_output_shape_names_both_shapes():
 
     with pytest.raises(NetworkError, match=r"Wide returned shape \[2, 6\] for an input of shape \[2, 3\]"):
         rp.Objective("cosine", "v")(Wide(), torch.zeros(2, 3))
+
+
+def test_the_loss_is_not_rounded_under_autocast():
+    """Autocast would take the sum over elements in bfloat16."""
+    x0, eps = torch.randn(64, 300), torch.randn(64, 300)
+    t = torch.linspace(0.1, 0.9, 64)
+    objective = rp.Objective("rectified_flow", "velocity")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = objective(Recorder(), x0, t, eps)
+    torch.testing.assert_close(rounded, objective(Recorder(), x0, t, eps), rtol=1e-6, atol=0)
+
+
+def test_an_infinite_weight_is_refused():
+    objective = rp.Objective("rectified_flow", "x0", loss_space="velocity")
+    with pytest.raises(SingularTime, match="not finite at t = 0; .*Capped"):
+        objective(Recorder(), torch.zeros(2, 3), 0.0)
+
+
+@pytest.mark.parametrize("convention", ["log_snr", "log_sigma/4"])
+def test_a_time_that_is_infinite_at_the_start_of_sampling_is_refused(convention):
+    with pytest.raises(SingularTime, match=rf"time='{convention}' is infinite at t = 1 .*\[0, 0.98\]"):
+        rp.Objective("rectified_flow", "v", time=convention)
+    rp.Objective("rectified_flow", "v", time=convention, t_range=(0.0, 0.98))
+
+
+def test_times_without_any_mass_in_the_range_are_refused():
+    with pytest.raises(Unsupported, match=r"draws no times in \[0, 0.5\]"):
+        rp.Objective("rectified_flow", "v", times=rp.LogitNormal(5.0, 0.01), t_range=(0.0, 0.5))
+
+
+def test_steps_stay_inside_t_range():
+    net = Recorder()
+    objective = rp.Objective("ddpm", "eps", time="step", t_range=(0.0, 0.98051))
+    objective(net, torch.zeros(5000, 1), generator=torch.Generator().manual_seed(0))
+    assert int(net.time.max()) == 979

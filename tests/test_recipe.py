@@ -1,6 +1,6 @@
 import pytest
 
-from reparam.errors import Conflict, RecipeError, ReparamError, SingularTime, UnknownName
+from reparam.errors import Conflict, RecipeError, ReparamError, SingularTime, UnknownName, Unsupported
 from reparam.studies.recipe import built_in, from_dict, load_recipe, parse_yaml
 
 BASE = {"data": {"name": "spiral", "dim": 2}, "network": "mlp", "target": "x0"}
@@ -111,3 +111,9 @@ def test_bad_recipe_files(tmp_path):
     (tmp_path / "evil.yaml").write_text("data: !!python/object/apply:os.system ['true']")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(tmp_path / "evil.yaml")
+
+
+def test_a_sampler_that_the_schedule_refuses_is_found_before_training():
+    with pytest.raises(Unsupported, match=r"heun steps in t, where DDPM.*sample.sampler=ddim"):
+        load_recipe({**BASE, "schedule": "ddpm"})
+    assert load_recipe({**BASE, "schedule": "ddpm"}, ["sample.sampler=ddim", "target.name=v"])

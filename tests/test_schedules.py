@@ -116,3 +116,12 @@ def test_by_name():
         rp.schedule({"name": "rectified_flow", "noisescale": 2.0})
     with pytest.raises(Unsupported, match="positive"):
         rp.RectifiedFlow(-1.0)
+
+
+def test_float32_times_find_their_own_interval():
+    ddpm = rp.DDPM()
+    for k in (2, 500, 999):
+        exact = float(ddpm.time(k))
+        rounded = torch.tensor(exact, dtype=torch.float32)
+        assert ddpm.alpha_dot(rounded).item() == pytest.approx(ddpm.alpha_dot(exact).item(), rel=1e-4)
+        assert ddpm.on_steps(rounded).item() == pytest.approx(exact, abs=1e-12)

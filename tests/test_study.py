@@ -394,3 +394,51 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(Conflict, match=r"is not empty \(found thesis.tex\)"):
         rp.study(OWN, out=tmp_path, say=lambda _: None)
     assert sorted(p.name for p in tmp_path.iterdir()) in (["thesis.tex"], [".lock", "thesis.tex"])
+
+
+def test_another_network_of_the_same_name_is_refused(tmp_path):
+    rp.study(OWN, data=normal(100, 3), network=Plain(3, 8), out=tmp_path / "n", say=lambda _: None)
+    with pytest.raises(DataError, match="the network has changed"):
+        rp.study(OWN, data=normal(100, 3), network=Plain(3, 16), out=tmp_path / "n", say=lambda _: None)
+
+
+def test_a_factory_that_returns_one_module_trains_copies_of_it(tmp_path):
+    net = Plain()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    done = rp.study(OWN, data=normal(100, 3), network=lambda: net, out=tmp_path / "f", say=lambda _: None)
+    assert len(done.rows) == 2
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("junk", ["{}", "[]", "not json"])
+def test_a_corrupt_result_counts_as_not_done(tmp_path, junk):
+    call = {"data": normal(100, 3), "network": Plain, "out": tmp_path / "c", "say": lambda _: None}
+    first = rp.study(OWN, **call)
+    (tmp_path / "c" / "x0" / "result.json").write_text(junk)
+    again = rp.study(OWN, **call)
+    assert comparable_rows(again.rows) == comparable_rows(first.rows)
+    assert main(["report", str(tmp_path / "c")]) == 0
+    (tmp_path / "c" / "leaderboard.json").write_text(junk)
+    assert main(["report", str(tmp_path / "c")]) == 2
+    (tmp_path / "c" / "study.json").write_text(junk)
+    with pytest.raises(Conflict, match="cannot be read"):
+        rp.study(OWN, **call)
+
+
+def comparable_rows(rows):
+    return [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
+
+
+def test_rank_by_must_be_measured(tmp_path):
+    with pytest.raises(DataError, match="rank_by: off_manifold is not measured on"):
+        rp.study({**OWN, "rank_by": "off_manifold"}, out=tmp_path / "r", say=lambda _: None)
+
+
+class Fussy(Plain):
+    def forward(self, x):
+        return x
+
+
+def test_a_network_that_fails_is_told_how_it_is_called(tmp_path):
+    with pytest.raises(NetworkError, match=r"failed in its first training step.*net\(x, time\)"):
+        rp.study(OWN, data=normal(100, 3), network=Fussy, out=tmp_path / "q", say=lambda _: None)

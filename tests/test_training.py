@@ -155,3 +155,25 @@ def test_learning_rate_shape():
 def test_bad_settings(bad):
     with pytest.raises(ReparamError, match=f"train.{next(iter(bad))} must"):
         TrainConfig(**bad)
+
+
+def test_dropout_is_a_function_of_the_step_too():
+    def run(disturb):
+        torch.manual_seed(0)
+        net = nn.Sequential(rp.networks.MLP(6, 32, 3))
+
+        class Dropping(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net, self.drop = net[0], nn.Dropout(0.5)
+
+            def forward(self, x, time):
+                return self.net(self.drop(x), time)
+
+        t = trainer(net=Dropping(), steps=5)
+        for _ in t.run():
+            if disturb:
+                torch.rand(3)  # what else happens in the process
+        return [h["loss"] for h in t.history]
+
+    assert run(False) == run(True)
