@@ -7,8 +7,8 @@ import torch
 import reparam as rp
 from reparam.data import Curve, load_data
 from reparam.errors import DataError
-from reparam.metrics import METRICS
-from reparam.metrics.vectors import nearest_distance, sliced_wasserstein, wasserstein_1d
+from reparam.metrics import METRICS, Reference, nearest
+from reparam.metrics.vectors import sliced_wasserstein, wasserstein_1d
 
 
 def covariance(d, rank, seed):
@@ -88,12 +88,25 @@ def test_sliced_wasserstein_of_a_shift():
 
 
 def test_nearest_distance_is_exact_for_tiny_distances():
-    x = torch.randn(50, 20).double() * 100
-    assert bool((nearest_distance(x, x) == 0).all())
-    moved = x + 1e-9
-    torch.testing.assert_close(
-        nearest_distance(moved, x), torch.full((50,), 1e-9 * 20**0.5).double(), rtol=1e-4, atol=0
-    )
+    x = torch.randn(50, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e3
+    assert bool((nearest(x, x)[0] == 0).all())
+    moved = x + 1e-9 * 1e3
+    distance, index = nearest(moved, x)
+    torch.testing.assert_close(distance[:, 0], torch.full((50,), 1e-6 * 20**0.5).double(), rtol=1e-4, atol=0)
+    assert torch.equal(index[:, 0], torch.arange(50))
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 4096])
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_nearest_is_what_comparing_all_gives(chunk, k):
+    generator = torch.Generator().manual_seed(1)
+    x, others = torch.randn(30, 2, 3, generator=generator), torch.randn(37, 2, 3, generator=generator)
+    distance, index = nearest(x, others, k, chunk=chunk)
+    every = torch.cdist(x.flatten(1).double(), others.flatten(1).double())
+    values, places = every.sort(dim=1)
+    torch.testing.assert_close(distance, values[:, :k], rtol=1e-9, atol=1e-9)
+    assert torch.equal(index, places[:, :k])
+    assert index.shape == (30, min(k, 37))
 
 
 @pytest.mark.parametrize("name", ["spiral", "swissroll"])
@@ -120,12 +133,13 @@ def test_curves_and_their_distances(name, dim):
 def test_every_metric_is_near_its_floor_on_real_data_and_far_off_it():
     for config in ({"name": "spiral", "dim": 6, "size": 4000}, {"name": "digits"}):
         data = load_data(config)
-        real = data.fresh(400)
-        noise = torch.randn(real.shape) * 3
+        real = Reference(data)
+        fresh = data.fresh(400)
+        noise = torch.randn(fresh.shape) * 3
         for name, metric in METRICS.items():
-            if metric.applies(data):
-                assert metric.compute(noise, data) > 3 * metric.compute(real, data), name
-    assert {n for n, m in METRICS.items() if m.applies(data)} == {
+            if metric.applies(data, False):
+                assert metric.compute(noise, real, None) > 3 * metric.compute(fresh, real, None), name
+    assert {n for n, m in METRICS.items() if m.applies(data, False)} == {
         "sliced_wasserstein",
         "frechet_distance",
         "nearest_neighbour",

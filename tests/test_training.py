@@ -15,8 +15,8 @@ def trainer(target="velocity", net=None, **options):
     torch.manual_seed(0)
     config = TrainConfig(**{"steps": 60, "batch": 100, "lr": 1e-3, "warmup": 10, **options})
     objective = rp.Objective("rectified_flow", target, t_range=(0.0, 0.98))
-    validation = Validation.draw(data.heldout, data.sigma_data**2, (0.0, 0.98), bins=5, each=32)
-    return Trainer(net or rp.networks.MLP(6, 32, 3), objective, data.train, config, validation=validation, seed=3)
+    validation = Validation.draw(data, (0.0, 0.98), bins=5, each=32)
+    return Trainer(net or rp.networks.MLP(6, 32, 3), objective, data, config, validation=validation, seed=3)
 
 
 def test_draws_are_a_function_of_seed_and_step():
@@ -115,7 +115,7 @@ def test_validation_is_the_same_for_every_target_and_knows_the_truth():
             self.p = nn.Parameter(torch.zeros(1))
 
         def forward(self, x, time):
-            return t.data.mean(0).expand_as(x)
+            return t.data.train.mean(0).expand_as(x)
 
     for error in v.errors(rp.Denoiser(Mean(), "rectified_flow", "x0")):
         assert error == pytest.approx(1, abs=0.35)  # guessing the mean; 32 samples a bin

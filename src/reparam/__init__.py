@@ -32,7 +32,7 @@ _FROM = {
     "times": ["LogitNormal", "Uniform"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_MODULES = ["errors", "metrics", "networks", "samplers", "schedules", "targets", "times", "weightings"]
+_MODULES = ["errors", "guidance", "metrics", "networks", "samplers", "schedules", "targets", "times", "weightings"]
 
 __all__ = [
     "DDIM",
@@ -54,6 +54,7 @@ __all__ = [
     "__version__",
     "convert",
     "errors",
+    "guidance",
     "load",
     "metrics",
     "networks",

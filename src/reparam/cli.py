@@ -75,6 +75,7 @@ def _add_study(commands: Any) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; by default one a core, or one a GPU")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count pictures that cannot be read")
     parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
 
 
@@ -90,8 +91,14 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--n", type=int, default=64, help="how many (64)")
     parser.add_argument(
         "--out",
-        metavar="FILE",
-        help="a .npz file to write; samples-N-seedS.npz in the run's folder by default",
+        metavar="PLACE",
+        help="where to write: of pictures a folder of PNGs with a grid, else (or if it ends in .npz) an array; "
+        "samples-N-seedS in the run's folder by default",
+    )
+    parser.add_argument("--label", metavar="CLASS", help="a class, by name or number; all in turn by default")
+    parser.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
+    parser.add_argument(
+        "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times t where guidance is applied"
     )
     parser.add_argument("--sampler", help="euler, heun or ddim; the recipe's by default, else heun")
     parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
@@ -132,7 +139,7 @@ def _study(args: Any) -> int:
     done = study(
         args.recipe,
         out=args.out,
-        settings=args.set,
+        settings=[*args.set, *(["data.skip_bad=true"] if args.skip_bad else [])],
         jobs=args.jobs,
         device=args.device,
         estimate_only=args.estimate,
@@ -155,7 +162,7 @@ def _list_recipes(args: Any) -> int:
     from .studies.recipe import built_in, parse_yaml
 
     found = {name: str(parse_yaml(text, name).get("description", "")) for name, text in built_in().items()}
-    lines = [f"  {name:<10} {text}" for name, text in found.items()]
+    lines = [f"  {name:<16} {text}" for name, text in found.items()]
     _finish(args, {"recipes": found}, "built-in recipes (reparam study NAME):\n" + "\n".join(lines))
     return 0
 
@@ -163,7 +170,17 @@ def _list_recipes(args: Any) -> int:
 def _sample(args: Any) -> int:
     from .studies.sampling import sample_run
 
-    path, shape = sample_run(args.run, args.n, out=args.out, sampler=args.sampler, steps=args.steps, seed=args.seed)
+    path, shape = sample_run(
+        args.run,
+        args.n,
+        out=args.out,
+        sampler=args.sampler,
+        steps=args.steps,
+        seed=args.seed,
+        label=args.label,
+        guidance=args.guidance,
+        interval=args.interval and tuple(args.interval),
+    )
     _finish(
         args,
         {"out": str(path), "shape": list(shape)},

@@ -7,7 +7,6 @@ Loading never guesses: weights without a spec are refused unless the caller supp
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 from ._version import __version__
 from .denoiser import Denoiser
 from .errors import NetworkError, ReparamError, SpecError
-from .files import written_whole
+from .files import read_tensors, write_tensors
 from .networks import NETWORKS, network
 from .targets import target
 
@@ -165,51 +164,6 @@ def save(denoiser: Denoiser, path: str | Path) -> None:
         OutputError: if the file cannot be written.
     """
     write_tensors(path, denoiser.net.state_dict(), {KEY: json.dumps(Spec.of(denoiser).to_dict())})
-
-
-def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-    """A safetensors file.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    kept: dict[str, Any] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()
-        kept[name] = value.clone() if place in seen else value  # tied weights are written out each
-        seen.add(place)
-    with written_whole(path) as temporary:
-        try:
-            save_file(kept, temporary, metadata)
-        except SafetensorError as e:  # it wraps the system's own error
-            raise OSError(str(e)) from e
-        # safetensors makes its files private; ours are as readable as any other file here.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        SpecError: if the file is missing, or is not safetensors.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise SpecError(f"no file {path}; expected weights as .safetensors.")
-    try:
-        with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as e:
-        raise SpecError(f"{path} is not a readable safetensors file: {e}.") from e
 
 
 def load(path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, Any] | None = None) -> Denoiser:

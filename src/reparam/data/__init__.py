@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,93 +14,10 @@ from torch import Tensor
 
 from ..errors import DataError, unknown
 from .arrays import checked, load_array, load_digits
+from .base import PICTURE_MEAN, PICTURE_STD, Data
 from .manifolds import CURVES, Curve
 
 __all__ = ["DATA", "Curve", "Data", "from_array", "load_data"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set in memory, normalised.
-
-    Attributes:
-        name: what it is called in tables.
-        train: what training draws from, shape [N, …], float32.
-        heldout: real data that training never sees, shape [M, …]. For a curve that is a
-            fresh draw, and more can be drawn.
-        mean, std: the data were (original − mean)/std.
-        curve: the plane and the curve that they lie on, where there is one.
-        image: [height, width] where a vector is really a picture, to draw it as one.
-    """
-
-    name: str
-    train: Tensor
-    heldout: Tensor
-    mean: float = 0.0
-    std: float = 1.0
-    curve: Curve | None = None
-    image: tuple[int, int] | None = None
-    seed: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.train.shape[1:])
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """A hash of the samples: the same exactly where the data are the same."""
-        found = hashlib.sha256(repr((self.shape, self.mean, self.std)).encode())
-        for part in (self.train, self.heldout):
-            found.update(part.contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
-
-    @functools.cached_property
-    def sigma_data(self) -> float:
-        """The standard deviation over all elements after normalisation: EDM's σ_data."""
-        return float(self.train.double().std(correction=0))
-
-    def original(self, x: Tensor) -> Tensor:
-        """Samples in the units of the user's data."""
-        return x * self.std + self.mean
-
-    def flat(self, x: Tensor) -> Tensor:
-        """Vectors to compare distributions in: of the plane, where there is one; shape [n, d]."""
-        return self.curve.plane(x) if self.curve is not None else x.flatten(1)
-
-    def reference(self, n: int) -> Tensor:
-        """The real data that samples are compared with: n fresh ones, or the training set."""
-        return self.curve.draw(n, [self.seed, 2]) if self.curve is not None else self.train
-
-    def fresh(self, n: int) -> Tensor:
-        """Up to ``n`` real data outside the training set and the reference: what floors are made of."""
-        if self.curve is not None:
-            return self.curve.draw(n, [self.seed, 3])
-        return self.heldout[:n]
-
-    def record(self) -> dict[str, Any]:
-        """What travels with the weights: shape, normalisation and statistics; plain data."""
-        return {
-            "name": self.name,
-            "count": len(self.train),
-            "shape": list(self.shape),
-            "digest": self.digest,
-            "normalised_by": {"mean": self.mean, "std": self.std},
-            "min": float(self.train.min()),
-            "max": float(self.train.max()),
-            "mean": float(self.train.double().mean()),
-            "sigma_data": self.sigma_data,
-        }
-
-    def preflight(self) -> str:
-        """One line that says what the data are."""
-        r = self.record()
-        scaled = "" if (self.mean, self.std) == (0.0, 1.0) else f", from (x - {self.mean:.4g})/{self.std:.4g}"
-        return (
-            f"{self.name}: {r['count']} training + {len(self.heldout)} held-out samples of shape "
-            f"{r['shape']}, range [{r['min']:.3g}, {r['max']:.3g}], mean {r['mean']:.3g}, "
-            f"sigma_data {r['sigma_data']:.3g}{scaled}"
-        )
 
 
 def _curve_data(name: str) -> Callable[..., Data]:
@@ -121,9 +36,61 @@ def _curve_data(name: str) -> Callable[..., Data]:
     return make
 
 
-def _digits(holdout: float = 0.25, seed: int = 0) -> Data:
-    train, heldout = _split(load_digits(), holdout, seed)
-    return Data(name="digits", train=train, heldout=heldout, image=(8, 8))
+def _digits(holdout: float = 0.25, seed: int = 0, pictures: bool = False) -> Data:
+    pixels, labels = load_digits()  # 0 … 16
+    train, heldout = _split(len(pixels), holdout, seed)
+    x, mean, std = pixels / 8 - 1, 0.0, 1.0
+    if pictures:
+        x = (pixels * (255 / 16)).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+        mean, std = PICTURE_MEAN, PICTURE_STD
+    return Data(
+        name="digits",
+        train=x[train],
+        heldout=x[heldout],
+        mean=mean,
+        std=std,
+        image=None if pictures else (8, 8),
+        labels=labels[train],
+        heldout_labels=labels[heldout],
+        classes=tuple(map(str, range(10))),
+    )
+
+
+def _images(
+    path: str | None = None,
+    size: int | list[int] | None = None,
+    resize: str | None = None,
+    colour: str | None = None,
+    labels: str | None = None,
+    column: str | None = None,
+    classes: int | None = None,
+    flip: bool = False,
+    holdout: float = 0.1,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    if path is None:
+        raise DataError(
+            "data 'images' needs data.path: a folder or .zip of pictures, a .parquet file, or a .npz of bytes; for "
+            "example --set data.path=photos/."
+        )
+    from .images import load_images
+
+    found = load_images(path, size, resize, colour, labels, column, classes, skip_bad, limit)
+    train, heldout = _split(len(found.pixels), holdout, seed)
+    return Data(
+        name=Path(path).expanduser().name or str(path),
+        train=found.pixels[train],
+        heldout=found.pixels[heldout],
+        mean=PICTURE_MEAN,
+        std=PICTURE_STD,
+        labels=None if found.labels is None else found.labels[train],
+        heldout_labels=None if found.labels is None else found.labels[heldout],
+        classes=found.classes,
+        flip=flip,
+        remarks=found.remarks,
+    )
 
 
 def _array(
@@ -154,21 +121,23 @@ def _prepared(x: Tensor, name: str, normalise: str, holdout: float, seed: int) -
     mean, std = (float(x.mean()), float(x.std(correction=0))) if normalise == "scale" else (0.0, 1.0)
     if not (math.isfinite(mean) and 0 < std < math.inf):
         raise DataError(f"{name} has mean {mean:g} and standard deviation {std:g}; its numbers are too large to scale.")
-    train, heldout = _split(((x - mean) / std).float(), holdout, seed)
-    return Data(name=name, train=train, heldout=heldout, mean=mean, std=std)
+    x = ((x - mean) / std).float()
+    train, heldout = _split(len(x), holdout, seed)
+    return Data(name=name, train=x[train], heldout=x[heldout], mean=mean, std=std)
 
 
-def _split(x: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+def _split(total: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices to train on and those held out, in an order of the seed's."""
     if not 0 < holdout < 1:
         raise DataError(f"holdout is the share kept from training, between 0 and 1, found {holdout!r}.")
-    count = round(len(x) * holdout)
-    if count < 2 or len(x) - count < 2:
+    count = round(total * holdout)
+    if count < 2 or total - count < 2:
         raise DataError(
-            f"found {len(x)} samples; with holdout={holdout:g} that leaves {len(x) - count} to train on and "
+            f"found {total} samples; with holdout={holdout:g} that leaves {total - count} to train on and "
             f"{count} held out, and each needs at least 2."
         )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order[count:]].contiguous(), x[order[:count]].contiguous()
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[count:], order[:count]
 
 
 #: Data by name; what a recipe writes beside the name are the function's arguments.
@@ -176,6 +145,7 @@ DATA: dict[str, Callable[..., Data]] = {
     **{name: _curve_data(name) for name in CURVES},
     "digits": _digits,
     "array": _array,
+    "images": _images,
 }
 
 

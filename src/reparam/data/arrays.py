@@ -32,6 +32,11 @@ def checked(raw: np.ndarray, file: str, allow_constant: bool = False) -> Tensor:
             f"{file} has shape {list(raw.shape)}; expected one sample a row, shape [N, D]. For N samples of one "
             "number each, save x.reshape(-1, 1)."
         )
+    if raw.dtype == np.uint8 and raw.ndim in (3, 4):
+        raise DataError(
+            f"{file} holds bytes of shape {list(raw.shape)}: pictures, by the look of it. Read them as such with "
+            "--set data.name=images, or save them as floating-point numbers if they are none."
+        )
     if 0 in raw.shape:
         raise DataError(f"{file} is empty: shape {list(raw.shape)}.")
     x = torch.from_numpy(raw.astype(np.float64))
@@ -88,8 +93,8 @@ def _refuse_constant(x: Tensor, file: str) -> None:
         )
 
 
-def load_digits() -> Tensor:
-    """scikit-learn's 1,797 scanned digits, 8×8, as vectors of 64 in [−1, 1]; float32.
+def load_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 scanned digits, 8×8: pixels [N, 64] in 0 … 16, float32, and their labels, int64.
 
     Raises:
         DataError: if scikit-learn is not installed.
@@ -100,5 +105,5 @@ def load_digits() -> Tensor:
         raise DataError(
             "the digits come with scikit-learn, which is not installed: pip install 'reparam[digits]'."
         ) from e
-    pixels: np.ndarray = load().data  # 0 … 16
-    return torch.from_numpy(pixels / 8 - 1).float()
+    found = load()
+    return torch.from_numpy(found.data).float(), torch.from_numpy(found.target).long()

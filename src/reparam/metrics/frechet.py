@@ -19,7 +19,14 @@ class Moments:
         self.dim = dim
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # Σ (x − mean)(x − mean)ᵀ
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # Σ (x − mean)(x − mean)ᵀ
+
+    @classmethod
+    def of(cls, count: int, mean: Tensor, scatter: Tensor) -> Moments:
+        """Moments known already: of ``count`` samples, with mean [dim] and Σ (x − mean)(x − mean)ᵀ [dim, dim]."""
+        found = cls(len(mean))
+        found.count, found.mean, found.scatter = count, mean.double(), scatter.double()
+        return found
 
     def update(self, features: Tensor) -> None:
         """Count ``features`` of shape [n, dim] in.
@@ -47,12 +54,12 @@ class Moments:
         if other.dim != self.dim:
             raise DataError(f"cannot merge moments of {other.dim} features into moments of {self.dim}.")
         if other.count:
-            self._absorb(other.count, other.mean, other._scatter)
+            self._absorb(other.count, other.mean, other.scatter)
 
     def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         shift = mean - self.mean
-        self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
@@ -65,7 +72,7 @@ class Moments:
         """
         if self.count < 2:
             raise DataError(f"a covariance needs at least two samples, found {self.count}.")
-        return self._scatter / (self.count - 1)
+        return self.scatter / (self.count - 1)
 
 
 def moments(features: Tensor) -> Moments:

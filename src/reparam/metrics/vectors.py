@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..data import Data
 
 
 def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
@@ -48,10 +53,60 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 128) -> float:
     return float(wasserstein_1d(a.double() @ rays, b.double() @ rays).mean())
 
 
-def nearest_distance(x: Tensor, others: Tensor, chunk: int = 1024) -> Tensor:
-    """The Euclidean distance from every row of ``x`` [n, d] to the nearest of ``others`` [m, d]."""
-    others = others.double()
-    # The exact formula: the one with |x|² − 2xy + |y|² loses the small distances that matter here.
-    exact = "donot_use_mm_for_euclid_dist"
-    parts = [torch.cdist(part, others, compute_mode=exact).amin(1) for part in x.double().split(chunk)]
-    return torch.cat(parts)
+def nearest(
+    x: Tensor,
+    others: Tensor,
+    k: int = 1,
+    *,
+    as_numbers: Callable[[Tensor], Tensor] = lambda stored: stored,
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """The Euclidean distances from every row of ``x`` [n, …] to the k nearest of ``others`` [m, …].
+
+    Candidates come from |x|² − 2 xy + |y|² in float32, which is fast but loses small distances;
+    the distances to them are then computed exactly.
+
+    Args:
+        as_numbers: what turns rows of ``others`` into the units of x, a chunk at a time.
+
+    Returns:
+        Distances, float64, and indices, int64, both of shape [n, k], the nearest first.
+    """
+    k = min(k, len(others))
+    flat = x.flatten(1).float()
+    spare = min(k + 4, len(others))
+    best = torch.full((len(x), spare), math.inf)
+    index = torch.zeros(len(x), spare, dtype=torch.int64)
+    for start in range(0, len(others), chunk):
+        part = as_numbers(others[start : start + chunk]).flatten(1).float()
+        near = part.square().sum(1) - 2 * (flat @ part.T)  # |x|² is the same for all
+        place = torch.arange(start, start + len(part)).expand(len(x), -1)
+        near, place = torch.cat([best, near], 1), torch.cat([index, place], 1)
+        best, at = near.topk(spare, dim=1, largest=False)
+        index = place.gather(1, at)
+    exact = torch.cat([_exact(a, as_numbers(others[i])) for a, i in zip(x.split(64), index.split(64), strict=True)])
+    distance, order = exact.sort(dim=1)
+    return distance[:, :k], index.gather(1, order)[:, :k]
+
+
+def _exact(x: Tensor, candidates: Tensor) -> Tensor:
+    """Distances from x [n, …] to candidates [n, c, …], float64 [n, c]."""
+    return (x[:, None].double() - candidates.double()).flatten(2).norm(dim=2)
+
+
+def nearest_training(x: Tensor, data: Data, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The k nearest training samples to ``x`` [n, …], in the units the network sees.
+
+    Where training mirrors pictures, a picture and its mirror image are both compared.
+
+    Returns:
+        Distances, float64 [n, k], and the samples as they are stored, [n, k, …], the nearest first.
+    """
+    distance, index = nearest(x, data.train, k, as_numbers=data.normalised)
+    found = data.train[index]
+    if data.flip:
+        other, index = nearest(x.flip(-1), data.train, k, as_numbers=data.normalised)
+        distance, order = torch.cat([distance, other], 1).topk(distance.shape[1], dim=1, largest=False)
+        both = torch.cat([found, data.train[index].flip(-1)], 1)
+        found = both[torch.arange(len(x))[:, None], order]
+    return distance, found

@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import NetworkError, ReparamError, unknown
+from .jit import JiT
 from .mlp import MLP
 
-__all__ = ["MLP", "NETWORKS", "is_factory", "made_by", "network"]
+__all__ = ["MLP", "NETWORKS", "JiT", "import_factory", "is_factory", "made_by", "network"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT}
 
 
 def is_factory(name: object) -> bool:
@@ -38,7 +39,7 @@ def network(config: dict[str, Any]) -> nn.Module:
     arguments = dict(config)
     name = arguments.pop("name", None)
     if is_factory(name):
-        return _from_factory(str(name), arguments)
+        return made_by(import_factory(str(name)), arguments, str(name))
     if name not in NETWORKS:
         raise unknown("network", name, [*NETWORKS, "pkg.mod:make"])
     known = list(inspect.signature(NETWORKS[name]).parameters)
@@ -48,18 +49,23 @@ def network(config: dict[str, Any]) -> nn.Module:
     return NETWORKS[name](**arguments)
 
 
-def _from_factory(path: str, arguments: dict[str, Any]) -> nn.Module:
+def import_factory(path: str, what: str = "network") -> Callable[..., Any]:
+    """What ``pkg.mod:make`` names, looked for in the current folder as well.
+
+    Raises:
+        NetworkError: if it cannot be imported.
+    """
     module_name, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        make = getattr(importlib.import_module(module_name), attribute)
+        make: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as e:
         raise NetworkError(
-            f"cannot import network {path!r}: {e}. Expected 'package.module:function', importable from the "
+            f"cannot import {what} {path!r}: {e}. Expected 'package.module:function', importable from the "
             "current folder or installed."
         ) from e
-    return made_by(make, arguments, path)
+    return make
 
 
 def made_by(make: Callable[..., Any], arguments: dict[str, Any], name: str) -> nn.Module:

@@ -19,18 +19,21 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import Conflict, DataError, NetworkError, OutputError
-from ..files import write_text
-from ..networks import NETWORKS
+from ..files import write_text, written_whole
+from ..networks import NETWORKS, is_factory
+from ..report.plots import picture_sheet
 from .console import Console
 from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
 from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
-from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
+from .recipe import Recipe, RunConfig, data_named, from_dict, load_recipe, read_recipe
 from .run import RESULT, blank_row, data_of, make_network
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
 _RECORD = "study.json"
+#: Pictures on a contact sheet.
+_ON_SHEET = 64
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,7 +78,8 @@ def study(
     Args:
         recipe: the name of a built-in recipe, a YAML file, or plain data.
         data: the caller's own samples instead of the recipe's: a .npy/.npz file or an array
-            [N, D]; it is scaled to mean 0 and standard deviation 1, and samples scaled back.
+            [N, D], which is scaled to mean 0 and standard deviation 1, and samples scaled back;
+            or pictures: a folder, a .zip or a .parquet file.
         network: the caller's own network: "pkg.mod:make", a function that makes one (called with
             what ``settings`` give as network.…), or a module (copied for every run).
         out: the folder to write to; runs/NAME by default. Where it holds an unfinished
@@ -111,6 +115,7 @@ def study(
         costs = probe(plan.runs, on, data=own.data, factory=own.factory)
         say(f"the whole takes {describe(costs, on)}")
         claim()  # only now that every run is known to work: a mistake found above leaves the folder free
+        _contact_sheets(plan, own, folder, say)
         rows, stopped = _do(plan, folder, on, own, {run: cost.seconds for run, cost in costs.items()}, say)
         if stopped:
             again = _again(None if data is not None or network is not None else recipe, settings, folder)
@@ -132,7 +137,7 @@ class _Own:
 
     @classmethod
     def of(cls, data: Any, network: Any) -> _Own:
-        config = {"name": "array", "path": str(data)} if isinstance(data, str | Path) else None
+        config = data_named(str(data)) if isinstance(data, str | Path) else None
         held = None if data is None or config else _data_from(data)
         if network is None or isinstance(network, str):
             return cls(held, config, None, network)
@@ -182,15 +187,29 @@ def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str,
         if key not in digests:
             digests[key] = mine.digest
             say(f"  {mine.preflight()}")
-            if not 0.05 < mine.flat(mine.train).std() < 20 or abs(mine.train.mean()) > 3:
+            if not mine.pictures and (not 0.05 < mine.flat(mine.train).std() < 20 or abs(mine.train.mean()) > 3):
                 say("  warning: these data are far from unit scale, where the noise is; consider data.normalise: scale")
-    for name in sorted({str(c.network["name"]) for c in plan.runs.values() if ":" in str(c.network["name"])}):
-        say(f"  running your code: network {name}")
+    for what in ("network", "extractor"):
+        parts = [part for c in plan.runs.values() if (part := getattr(c, what))]
+        for name in sorted({str(part["name"]) for part in parts if is_factory(part["name"])}):
+            say(f"  running your code: {what} {name}")
     for config in plan.runs.values():
         key = json.dumps(config.network, sort_keys=True)
         if key not in digests and config.network["name"] not in NETWORKS:
             digests[key] = _fingerprint(make_network(config, own.data or data_of(config), own.factory))
     return digests
+
+
+def _contact_sheets(plan: Recipe, own: _Own, folder: Path, say: Callable[[str], None]) -> None:
+    """For pictures, a sheet of them as training sees them: a look tells what no statistics do."""
+    sets = {json.dumps(c.data, sort_keys=True): own.data or data_of(c) for c in plan.runs.values()}
+    pictures = [data for data in sets.values() if data.pictures]
+    for i, data in enumerate(pictures):
+        path = folder / ("contact-sheet.png" if len(pictures) == 1 else f"contact-sheet-{i + 1}.png")
+        rows = data.train[:_ON_SHEET].movedim(1, -1).numpy()
+        with written_whole(path) as temporary:
+            temporary.write_bytes(picture_sheet(rows[..., 0] if rows.shape[-1] == 1 else rows))
+        say(f"  {data.name}, the first {len(rows)} pictures: {path}")
 
 
 def _fingerprint(net: nn.Module) -> str:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..data import Data
 from ..denoiser import evaluating
 from ..errors import DataError, NetworkError, ReparamError
+from ..metrics import Reference
 from .pool import Resources
 from .recipe import RunConfig
-from .run import chosen_metrics, data_of, make_network, trainer_of
+from .run import chosen_metrics, data_of, make_network, sample_chunk, trainer_of
 
 #: What Python and torch themselves take, a process.
 _BASE_BYTES = 350e6
@@ -28,12 +29,13 @@ class Cost:
 
     train_s: float
     sample_s: float
+    score_s: float
     bytes: float
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.train_s + self.sample_s
+        return self.train_s + self.sample_s + self.score_s
 
 
 def probe(
@@ -56,24 +58,30 @@ def probe(
     costs = {}
     try:
         for run, config in runs.items():
-            kind = json.dumps(
-                [config.data, config.network, config.train.batch, config.time, config.input, config.rank_by]
-            )
+            varied = (config.train.batch, config.time, config.input, config.rank_by, config.conditional)
+            kind = json.dumps([config.data, config.network, config.extractor, *varied])
             if kind not in seen:
                 mine = data or data_of(config)
-                fitting = chosen_metrics(mine, config.metrics)
+                fitting = chosen_metrics(config, mine)
                 if config.rank_by and config.rank_by not in fitting:
                     raise DataError(
                         f"rank_by: {config.rank_by} is not measured on {mine.name}; these are: {', '.join(fitting)}. "
                         f"For example --set rank_by={fitting[0]}."
                     )
                 seen[kind] = _tried(config, mine, factory, on.devices[0])
-            step_s, forward_s, size = seen[kind].train_s, seen[kind].sample_s, seen[kind].bytes
-            evaluations = config.sample.steps * (2 if config.sample.sampler == "heun" else 1)
-            costs[run] = Cost(step_s * config.train.steps, forward_s * evaluations * config.sample.n, size)
+            costs[run] = _of_run(config, seen[kind], len(runs))
     finally:
         torch.set_num_threads(threads)
     return costs
+
+
+def _of_run(config: RunConfig, one: Cost, runs: int) -> Cost:
+    """A run's cost from that of one step, one evaluated sample and one picture's features."""
+    c = config.sample
+    evaluations = c.steps * (2 if c.sampler == "heun" else 1) * (1 if c.guidance == 1 else 2)
+    # Real pictures' features are computed once for all runs.
+    features = one.score_s * (c.n + (c.reference + c.n) / runs)
+    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * c.n, features, one.bytes)
 
 
 def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
@@ -90,7 +98,7 @@ def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | No
 
 
 def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
-    """Seconds a step, seconds an evaluated sample, bytes."""
+    """Seconds a step, an evaluated sample, and a picture's features; bytes."""
     trainer = trainer_of(config, data, make_network(config, data, factory), device)
     kept: dict[int, int] = {}
 
@@ -105,18 +113,34 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
         start = time.perf_counter()
         trainer._update()
         times.append(time.perf_counter() - start)
-    n = min(config.sample.n, 1024)
+    n = min(config.sample.n, sample_chunk(data.shape))
     x = torch.randn(n, *data.shape, device=trainer.device)
+    cond = {} if trainer.labels is None else {"y": trainer.labels[:1].expand(n)}
     denoiser = trainer.denoiser
     with evaluating(denoiser):
         start = time.perf_counter()
-        denoiser(x, float(trainer.trainee.objective.times_at(torch.tensor([0.5]))))
+        denoiser(x, float(trainer.trainee.objective.times_at(torch.tensor([0.5]))), **cond)
         forward = (time.perf_counter() - start) / n
     parameters = sum(p.numel() * p.element_size() for p in trainer.trainee.parameters())
-    tensors: list[Any] = [trainer.data, trainer.validation.x0, trainer.validation.eps]
+    tensors: list[Any] = [trainer.samples, trainer.validation.x0, trainer.validation.eps]
     size = sum(t.numel() * t.element_size() for t in tensors)
     # Weights, gradients, two moments and the average; activations; the data; the samples kept on the way.
-    return Cost(sorted(times)[2], forward, _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes)
+    features = _features(config, data, device)
+    return Cost(
+        sorted(times)[2], forward, features, _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
+    )
+
+
+def _features(config: RunConfig, data: Data, device: str) -> float:
+    """Seconds that a picture's features take, where they are needed; what is missing is found out here."""
+    if not data.pictures or not {"frechet_distance", "class_error"} & set(chosen_metrics(config, data)):
+        return 0.0
+    extractor = Reference(data, config.extractor, device=device).extractor
+    some = data.train[:32]
+    extractor(some[:2])
+    start = time.perf_counter()
+    extractor(some)
+    return (time.perf_counter() - start) / len(some)
 
 
 def describe(costs: dict[str, Cost], on: Resources) -> str:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..data import DATA
 from ..errors import Conflict, RecipeError, ReparamError, Unsupported, unknown
-from ..metrics import METRICS
+from ..metrics import EXTRACTORS, METRICS
 from ..networks import NETWORKS, is_factory
 from ..objective import Objective
 from ..samplers import SAMPLERS
@@ -31,15 +31,32 @@ from ..schedules import SCHEDULES
 from ..times import TIMES
 from ..training import TrainConfig
 
-#: Keys whose value is a list by nature; a list of such lists is a sweep.
-_PAIRS = {"t_range", "validate_on"}
+#: Keys whose value is a pair by nature; a list of such pairs is a sweep.
+_RANGES = ("t_range", "validate_on")
+_PAIRS = {*_RANGES, "sample.guidance_interval", "data.size"}
+#: Parts that have a name, and may be written as it alone.
+_PARTS = ("data", "network", "schedule", "times", "target", "extractor")
+#: Of these, what may be a user's own ``pkg.mod:make``.
+_OWN_CODE = ("network", "extractor")
 #: What an entry of ``target`` may set besides the target's own arguments.
 _PER_TARGET = ("t_range", "loss_space", "weighting", "times")
 
 
+def _check_range(key: str, pair: list[float]) -> None:
+    if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+        raise RecipeError(f"{key}: expected two increasing numbers in [0, 1], found {pair}.")
+
+
 @dataclass(frozen=True)
 class SampleConfig:
-    """How samples are drawn for scoring: n of them, by which sampler, in how many steps."""
+    """How samples are drawn for scoring.
+
+    Attributes:
+        n: how many. sampler, steps: by which method, in how many steps. seed: of their noise.
+        guidance: the weight of classifier-free guidance; 1 is none.
+        guidance_interval: the times t where it is applied.
+        reference: at most so many real pictures they are compared with.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
 
@@ -47,10 +64,17 @@ class SampleConfig:
     sampler: str = "heun"
     steps: int = 50
     seed: int = 0
+    guidance: float = 1.0
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    reference: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.n < 2 or self.steps < 1:
-            raise RecipeError(f"sample.n must be at least 2 and sample.steps at least 1, found {self.n}, {self.steps}.")
+        for name, least in (("n", 2), ("steps", 1), ("reference", 2)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"sample.{name} must be at least {least}, found {getattr(self, name)}.")
+        if not math.isfinite(self.guidance):
+            raise RecipeError(f"sample.guidance must be a finite number, found {self.guidance}.")
+        _check_range("sample.guidance_interval", self.guidance_interval)
         if self.sampler not in SAMPLERS:
             raise unknown("sampler", self.sampler, SAMPLERS)
 
@@ -72,6 +96,8 @@ class RunConfig:
     times: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     time: str = "t"
     input: str = "none"
+    conditional: bool = False
+    extractor: dict[str, Any] | None = None
     t_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
     validate_on: list[float] | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -220,7 +246,7 @@ def override(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         at: dict[str, Any] = raw
         for i, key in enumerate(keys[:-1]):
             below = at.get(key, {})
-            if isinstance(below, str) and key in ("data", "network", "schedule", "times", "target"):
+            if isinstance(below, str) and key in _PARTS:
                 below = _named(key, below)
             if not isinstance(below, dict):
                 raise RecipeError(f"--set {setting!r}: {'.'.join(keys[: i + 1])} is {below!r}, not a mapping.")
@@ -272,11 +298,18 @@ def load_recipe(
 
 def _named(key: str, value: Any) -> Any:
     """The long form of ``network: mlp``, ``data: file.npz`` and the like."""
-    if isinstance(value, str):
-        if key == "data" and value.endswith((".npy", ".npz")):
-            return {"name": "array", "path": value}
-        return {"name": value}
-    return value
+    if not isinstance(value, str):
+        return value
+    return data_named(value) if key == "data" else {"name": value}
+
+
+def data_named(name: str) -> dict[str, Any]:
+    """The long form of data given by a built-in name or by a path."""
+    if name.endswith((".npy", ".npz")):
+        return {"name": "array", "path": name}
+    if name.endswith((".zip", ".parquet")) or (name not in DATA and Path(name).expanduser().is_dir()):
+        return {"name": "images", "path": name}
+    return {"name": name}
 
 
 def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
@@ -286,7 +319,7 @@ def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[A
         if isinstance(value, dict) and key != "target":
             yield from _sweeps(value, f"{path}.")
         elif isinstance(value, list) and path != "metrics":
-            if key in _PAIRS and not any(isinstance(v, list) for v in value):
+            if path in _PAIRS and not any(isinstance(v, list) for v in value):
                 continue
             if not value:
                 raise RecipeError(f"{path}: the list of values to sweep is empty.")
@@ -316,14 +349,14 @@ def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _label(key: str, value: Any) -> str:
     text = value.get("name", "") if isinstance(value, dict) else value
-    text = text if key in ("target", "data", "network", "schedule", "times") else f"{key}{text}"
+    text = text if key in _PARTS else f"{key}{text}"
     return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.") or key
 
 
 def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple[str, ...]) -> RunConfig:
     raw = {
         **raw,
-        **{k: _named(k, raw[k]) for k in ("data", "network", "schedule", "times", "target") if k in raw},
+        **{k: _named(k, raw[k]) for k in _PARTS if k in raw},
     }
     if isinstance(raw["target"], dict):
         own = dict(raw["target"])
@@ -337,18 +370,23 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
             "is itself a weighting. Remove one of the two."
         )
     _check_part("data", config.data, DATA, extra_data)
-    _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim",))
+    _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim", "image", "channels", "classes"))
     _check_part("schedule", config.schedule, SCHEDULES)
     _check_part("times", config.times, TIMES)
+    if config.extractor is not None:
+        _check_part("extractor", config.extractor, EXTRACTORS)
+    if config.sample.guidance != 1 and not config.conditional:
+        raise Conflict(
+            f"sample.guidance is {config.sample.guidance:g}, and guidance needs a conditional model: conditional: true."
+        )
     if config.metrics is not None and not config.metrics:
         raise RecipeError("metrics: the list is empty; leave the key out to measure all that apply.")
     for name in [*(config.metrics or []), *([config.rank_by] if config.rank_by else [])]:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
-    for key in _PAIRS:
-        pair = getattr(config, key)
-        if pair is not None and (len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1):
-            raise RecipeError(f"{key}: expected two increasing numbers in [0, 1], found {pair}.")
+    for key in _RANGES:
+        if (pair := getattr(config, key)) is not None:
+            _check_range(key, pair)
     try:
         objective = config.objective()
     except ReparamError as e:
@@ -405,10 +443,10 @@ def _check_part(
     if "name" not in config:
         raise RecipeError(f"{key}.name is missing; found {config!r}.")
     name = str(config["name"])
-    if name in extra or (key == "network" and is_factory(name)):
+    if name in extra or (key in _OWN_CODE and is_factory(name)):
         return
     if name not in known:
-        raise unknown(key, name, [*known, *(["pkg.mod:make"] if key == "network" else [])])
+        raise unknown(key, name, [*known, *(["pkg.mod:make"] if key in _OWN_CODE else [])])
     make: Any = known[name]
     hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
     parameters = [p for p in inspect.signature(make).parameters if p not in supplied]

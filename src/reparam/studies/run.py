@@ -2,13 +2,16 @@
 
 A folder holds ``recipe.yaml``, ``model.safetensors`` (the averaged weights with their spec),
 ``spec.json``, ``metrics.jsonl``, ``samples.npz``, ``trajectory.npz`` (what the model believed
-x0 to be at every step, as the report shows it) and, last of all, ``result.json``: its row of
-the leaderboard. Until then ``resume.safetensors`` holds what continuing needs.
+x0 to be at every step, as the report shows it), for pictures ``nearest.npz`` (some samples and
+the training pictures nearest to them) and, last of all, ``result.json``: its row of the
+leaderboard. Until then ``resume.safetensors`` holds what continuing needs. Statistics of the real
+pictures are kept beside the runs, in ``reference``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,20 +25,27 @@ from torch import Tensor, nn
 
 from ..data import Data, load_data
 from ..denoiser import Denoiser
-from ..errors import DataError
+from ..errors import DataError, NetworkError
 from ..files import write_text, written_whole
-from ..metrics import METRICS
+from ..guidance import ClassifierFree
+from ..metrics import METRICS, Reference, nearest_training
 from ..networks import made_by, network
-from ..report.views import view_of
+from ..report.views import View, view_of
 from ..samplers import Trajectory, sample
 from ..spec import Spec, save
 from ..training import Diverged, Trainer, Validation
-from ..training.draws import mix
-from .recipe import RunConfig
+from ..training.draws import mix, unit_noise
+from .recipe import RunConfig, SampleConfig
 
 RESULT, RESUME = "result.json", "resume.safetensors"
-#: Of how many samples the way from noise to data is kept.
-SHOWN = 256
+#: Of how many samples the way from noise to data is kept: points, and pictures at most.
+SHOWN, SHOWN_PICTURES = 256, 36
+#: Numbers that the way may take; fewer large pictures are shown.
+_WAY = 2**26
+#: Side of the pictures kept of the way; larger ones are averaged down.
+_SIDE = 64
+#: How many samples are shown beside their nearest training pictures, and how many of these.
+_BESIDE, _NEAREST = 12, 4
 
 Progress = Callable[[int], None]
 
@@ -55,21 +65,39 @@ def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module
 
     Raises:
         NetworkError: if it cannot be made.
-        DataError: if it takes vectors and the data are something else.
+        DataError: if it takes vectors and the data are something else, or the other way round.
     """
-    arguments = dict(config.network)
-    if arguments["name"] == "mlp":
-        if len(data.shape) != 1:
-            raise DataError(
-                f"{data.name} has samples of shape {list(data.shape)}, and the network mlp takes vectors. Save the "
-                "array as x.reshape(len(x), -1), or bring a network for this shape: network: pkg.mod:make."
-            )
-        arguments["dim"] = data.shape[0]
+    arguments = {**config.network, **_fitted(config, data)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, 0x1717))
         if factory is not None:
             return made_by(factory, {k: v for k, v in arguments.items() if k != "name"}, arguments["name"])
         return network(arguments)
+
+
+def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What a built-in network must know of its data."""
+    name, shape = config.network["name"], list(data.shape)
+    if name == "mlp":
+        if len(shape) != 1:
+            raise DataError(
+                f"{data.name} has samples of shape {shape}, and the network mlp takes vectors. Save the array as "
+                "x.reshape(len(x), -1), take network: jit for pictures, or bring a network for this shape: network: "
+                "pkg.mod:make."
+            )
+        if config.conditional:
+            raise NetworkError("network mlp takes no labels; conditional: true needs jit or a network of yours.")
+        return {"dim": shape[0]}
+    if name == "jit":
+        if len(shape) != 3:
+            hint = " (data: {name: digits, pictures: true})" if data.image else ""
+            raise DataError(
+                f"{data.name} has samples of shape {shape}, and the network jit takes pictures of shape [channels, "
+                f"height, width]{hint}."
+            )
+        classes = len(data.classes) if config.conditional else 0
+        return {"image": shape[1:], "channels": shape[0], "classes": classes}
+    return {}
 
 
 @lru_cache(maxsize=2)
@@ -85,16 +113,22 @@ def data_of(config: RunConfig) -> Data:
 def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu") -> Trainer:
     """A run at its first step."""
     low, high = config.validate_on or config.t_range
-    validation = Validation.draw(data.heldout, data.sigma_data**2, (low, high))
     return Trainer(
         net,
         config.objective(),
-        data.train,
+        data,
         config.train,
         seed=config.seed,
-        validation=validation,
+        conditional=config.conditional,
+        validation=Validation.draw(data, (low, high), conditional=config.conditional),
         device=device,
     )
+
+
+def reference_of(config: RunConfig, data: Data, folder: Path, device: str = "cpu") -> Reference:
+    """The real data that a run in ``folder`` is compared with."""
+    cache = folder.parent / "reference" if data.pictures else None
+    return Reference(data, config.extractor, config.sample.reference, cache, device)
 
 
 def execute(
@@ -128,6 +162,7 @@ def execute(
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
     row = blank_row(run, config, data)
+    real = reference_of(config, data, folder, device)
     row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
     row["noise_bins"] = trainer.validation.edges
     try:
@@ -135,14 +170,16 @@ def execute(
             return None
         start = time.perf_counter()
         denoiser = trainer.denoiser
-        denoiser.data = data.record()
+        denoiser.data = data_record(config, data)
         save(denoiser, folder / "model.safetensors")
         write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
-        _score(row, config, data, denoiser, folder)
+        _score(row, config, real, denoiser, folder)
         row["status"] = "finished"
         row["wall_s"] = round(trainer.seconds + time.perf_counter() - start, 2)
     except Diverged as e:
         row["status"], row["reason"], row["wall_s"] = "diverged", str(e), round(trainer.seconds, 2)
+    for name, floor in floors(config, real).items():
+        row["metrics"][name] |= {"floor": floor, "about": real.about(name, _count(config, data))}
     row["x0_error"] = next((h["x0_error"] for h in reversed(trainer.history) if "x0_error" in h), None)
     _write_history(trainer, folder)
     write_text(folder / RESULT, json.dumps(row, indent=2) + "\n")
@@ -173,8 +210,13 @@ def _write_history(trainer: Trainer, folder: Path) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
 
 
+def data_record(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What travels with a run's weights of its data; for a conditional run, the classes too."""
+    return {**data.record(), "classes": list(data.classes)} if config.conditional else data.record()
+
+
 def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
-    """A run's row of the leaderboard before anything is known but its recipe and its floors."""
+    """A run's row of the leaderboard before anything is known but its recipe."""
     arguments = ", ".join(f"{k}={v}" for k, v in config.network.items() if k != "name")
     return {
         "run": run,
@@ -184,85 +226,161 @@ def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
         "loss_space": config.loss_space,
         "weighting": config.weighting,
         "t_range": config.t_range,
+        "conditional": config.conditional,
+        "guidance": config.sample.guidance,
         "lr": config.train.lr,
         "seed": config.seed,
         "steps": config.train.steps,
         "params": None,
         "wall_s": 0.0,
         "status": "unfinished",
-        "metrics": {
-            name: {"value": None, "floor": floor}
-            for name, floor in floors(data, config.metrics, config.sample.n).items()
-        },
+        "metrics": {name: {"value": None, "floor": None} for name in chosen_metrics(config, data)},
         "x0_error": None,
         "noise_bins": None,
     }
 
 
-def chosen_metrics(data: Data, names: Sequence[str] | None) -> list[str]:
-    """The metrics that apply to the data, or those asked for.
+def chosen_metrics(config: RunConfig, data: Data) -> list[str]:
+    """The metrics that apply to the run's data, or those its recipe asks for.
 
     Raises:
         DataError: if one that was asked for does not apply.
     """
-    if names is None:
-        return [name for name, metric in METRICS.items() if metric.applies(data)]
-    for name in names:
-        if not METRICS[name].applies(data):
-            fitting = [n for n, m in METRICS.items() if m.applies(data)]
+    fitting = [name for name, metric in METRICS.items() if metric.applies(data, config.conditional)]
+    for name in config.metrics or []:
+        if name not in fitting:
             raise DataError(f"metric {name} does not apply to {data.name}; these do: {', '.join(fitting)}.")
-    return list(names)
+    if config.metrics:
+        return config.metrics
+    once = (config.extractor or {}).get("name") == "pixels"  # the features are the pixels already
+    return [name for name in fitting if not (once and name == "pixel_frechet_distance")]
 
 
-_floors: dict[tuple[Any, ...], dict[str, float]] = {}
+def _count(config: RunConfig, data: Data) -> int:
+    """As many samples as there are fresh real data, so that the floor is a fair one."""
+    return config.sample.n if data.curve is not None else min(config.sample.n, len(data.heldout))
 
 
-def floors(data: Data, names: Sequence[str] | None, n: int) -> dict[str, float]:
+_floors: dict[str, dict[str, float]] = {}
+
+
+def floors(config: RunConfig, real: Reference) -> dict[str, float]:
     """What fresh real data get, by metric: the values no model can be expected to beat."""
-    key = (data.digest, tuple(chosen_metrics(data, names)), n)
+    data, names = real.data, chosen_metrics(config, real.data)
+    n = _count(config, data)
+    key = json.dumps([data.digest, names, n, config.sample.reference, config.extractor])
     if key not in _floors:
-        real = data.fresh(n)
-        _floors[key] = {name: METRICS[name].compute(real, data) for name in chosen_metrics(data, names)}
+        fresh = data.fresh(n) if data.curve is not None else data.heldout[:n]
+        y = None if data.heldout_labels is None else data.heldout_labels[:n]
+        _floors[key] = real.kept(key, lambda: {name: METRICS[name].compute(fresh, real, y) for name in names})
     return _floors[key]
 
 
+def sample_chunk(shape: tuple[int, ...]) -> int:
+    """How many samples of a shape are drawn at a time."""
+    return max(1, min(1024, 2**21 // math.prod(shape)))
+
+
+def guided(denoiser: Denoiser, weight: float, interval: Sequence[float]) -> Denoiser:
+    """The denoiser under classifier-free guidance; itself where the weight is 1."""
+    low, high = interval
+    return denoiser if weight == 1 else ClassifierFree(denoiser, weight, (low, high))
+
+
 def draw_samples(
-    denoiser: Denoiser, config: RunConfig, shape: tuple[int, ...], n: int, *, shown: int = SHOWN
+    denoiser: Denoiser, config: SampleConfig, data: Data, n: int, y: Tensor | None = None, *, shown: int = SHOWN
 ) -> tuple[Tensor, Trajectory]:
-    """``n`` samples, and the whole way of the first ``shown``. The noise depends on the seed alone."""
-    generator = torch.Generator().manual_seed(mix(config.sample.seed, 0x5A3))
-    noise = torch.randn(n, *shape, generator=generator)
+    """``n`` samples as the data are stored, and the whole way of the first ``shown``.
+
+    The noise of a sample depends on the seed and its number alone. ``y``: its label, shape [n].
+
+    Raises:
+        Diverged: if a sample is not finite.
+    """
     device = next(denoiser.parameters()).device
     options: dict[str, Any] = {
-        "sampler": config.sample.sampler,
-        "steps": config.sample.steps,
-        "generator": torch.Generator(device).manual_seed(mix(config.sample.seed, 0x5A4)),
+        "sampler": config.sampler,
+        "steps": config.steps,
+        "generator": torch.Generator(device).manual_seed(mix(config.seed, 0x5A4)),
     }
-    way = sample(denoiser, noise[:shown].to(device), trajectory=True, **options)
-    assert isinstance(way, Trajectory)
-    parts = [way.x]
-    for part in noise[shown:].split(1024):
-        x = sample(denoiser, part.to(device), **options)
-        assert isinstance(x, Tensor)
-        parts.append(x)
-    return torch.cat(parts).cpu(), way
+    denoiser = guided(denoiser, config.guidance, config.guidance_interval)
+
+    def drawn(start: int, stop: int, **more: Any) -> Any:
+        noise = unit_noise(config.seed, start, stop, data.shape).to(device)
+        cond = {} if y is None else {"y": y[start:stop].to(device)}
+        found = sample(denoiser, noise, cond=cond, **options, **more)
+        x = found.x if isinstance(found, Trajectory) else found
+        if not bool(x.isfinite().all()):
+            raise Diverged("sampling produced numbers that are not finite")
+        return found
+
+    shown = min(shown, n)
+    way = drawn(0, shown, trajectory=True)
+    parts = [data.stored(way.x.cpu())]
+    chunk = sample_chunk(data.shape)
+    for start in range(shown, n, chunk):
+        parts.append(data.stored(drawn(start, min(start + chunk, n)).cpu()))
+    return torch.cat(parts), way
 
 
-def _score(row: dict[str, Any], config: RunConfig, data: Data, denoiser: Denoiser, folder: Path) -> None:
-    # As many samples as there are fresh real data, so that the floor is a fair one.
-    n = min(config.sample.n, len(data.fresh(config.sample.n)))
-    x, way = draw_samples(denoiser, config, data.shape, n)
-    write_arrays(folder / "samples.npz", x=data.original(x).numpy())
-    if not bool(x.isfinite().all()):
-        raise Diverged(config.train.steps, "sampling produced numbers that are not finite")
+def labels_like(data: Data, n: int) -> Tensor:
+    """``n`` labels in the proportions of the training data, going round the classes; int64 [n]."""
+    assert data.labels is not None
+    in_order = data.labels.sort().values
+    chosen = in_order[((torch.arange(n) + 0.5) / n * len(in_order)).long()]
+    turn = torch.cat([torch.arange(int((chosen == k).sum())) for k in chosen.unique()])
+    return chosen[turn.argsort(stable=True)]
+
+
+def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: Denoiser, folder: Path) -> None:
+    data = real.data
+    n = _count(config, data)
+    y = labels_like(data, n) if config.conditional else None
     view = view_of(data)
+    shown = SHOWN
+    if view.kind == "pictures":
+        shown = max(4, min(SHOWN_PICTURES, _WAY // (config.sample.steps * math.prod(data.shape))))
+    x, way = draw_samples(denoiser, config.sample, data, n, y, shown=shown)
+    kept = x.numpy() if data.pictures else data.original(x).numpy()
+    write_arrays(folder / "samples.npz", x=kept, **({} if y is None else {"y": y.numpy()}))
+    names = {}
+    fresh = data.fresh(way.x0.shape[1])
+    if y is not None and data.heldout_labels is not None:
+        asked = {"labels": y[: way.x0.shape[1]], "real_labels": data.heldout_labels[: len(fresh)]}
+        names = {key: np.asarray([data.classes[i] for i in value]) for key, value in asked.items()}
+    final = data.normalised(x[: way.x0.shape[1]])
     write_arrays(
         folder / "trajectory.npz",
-        frames=view.compact(torch.cat([way.x0.cpu(), x[None, : way.x0.shape[1]]])),
+        frames=view.compact(_reduced(torch.cat([way.x0.cpu(), final[None]]))),
         times=np.asarray(way.times),
-        real=view.compact(data.fresh(way.x0.shape[1])),
+        real=view.compact(_reduced(fresh)),
         kind=np.asarray(view.kind),
         axes=np.asarray(view.axes),
+        **names,
     )
+    if view.kind == "pictures":
+        _write_nearest(folder / "nearest.npz", data, data.normalised(x[:_BESIDE]), view)
     for name, entry in row["metrics"].items():
-        entry["value"] = METRICS[name].compute(x, data)
+        entry["value"] = METRICS[name].compute(x, real, y)
+
+
+def _reduced(x: Tensor) -> Tensor:
+    """Pictures [..., C, H, W] averaged down to at most :data:`_SIDE` pixels a side; vectors as they are."""
+    if x.ndim < 4 or max(x.shape[-2:]) <= _SIDE:
+        return x
+    scale = _SIDE / max(x.shape[-2:])
+    size = [max(1, round(n * scale)) for n in x.shape[-2:]]
+    return nn.functional.interpolate(x.flatten(0, -4), size, mode="area").unflatten(0, x.shape[:-3])
+
+
+def _write_nearest(path: Path, data: Data, x: Tensor, view: View) -> None:
+    """Some samples, their nearest training pictures, and how near held-out pictures come."""
+    distance, found = nearest_training(x, data, _NEAREST)
+    typical = nearest_training(data.fresh(256), data)[0].mean()
+    write_arrays(
+        path,
+        samples=view.compact(_reduced(x)),
+        nearest=view.compact(_reduced(data.normalised(found))),
+        distance=distance.float().numpy(),
+        typical=np.asarray(float(typical)),
+    )

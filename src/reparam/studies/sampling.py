@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ReparamError, SpecError
+from ..data.base import as_bytes
+from ..denoiser import Denoiser
+from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
+from ..files import written_whole
 from ..networks import is_factory, network
+from ..report.plots import picture_sheet, png
 from ..samplers import sample
 from ..spec import load, read_spec, weights_file
-from ..training.draws import mix
-from .recipe import RunConfig, from_dict, parse_yaml
-from .run import write_arrays
+from ..training.draws import mix, unit_noise
+from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
+from .run import guided, sample_chunk, write_arrays
+
+#: At most so many pictures in a grid.
+_GRID = 400
 
 
 def sample_run(
@@ -25,20 +35,30 @@ def sample_run(
     sampler: str | None = None,
     steps: int | None = None,
     seed: int = 0,
+    label: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> tuple[Path, tuple[int, ...]]:
-    """Draw ``n`` samples from a run, in the units of its data, and write them to a .npz file.
+    """Draw ``n`` samples from a run, in the units of its data, and write them.
+
+    Pictures become a folder of PNG files with a ``grid.png`` (of the first 400), or, where ``out``
+    ends in .npz, one array of bytes; anything else becomes a .npz file.
 
     Args:
         where: the folder of a run, or a .safetensors file with its spec.
-        out: the file; samples-N-seedS.npz beside the weights by default.
+        out: the folder or file; samples-N-seedS(.npz) beside the weights by default.
         sampler, steps: those of the run's recipe by default, else Heun in 50 steps.
-        seed: of the noise.
+        seed: of the noise; the first samples of a seed are the same, however many are drawn.
+        label: a class by name or number, for a conditional model; all in turn by default.
+        guidance, interval: of classifier-free guidance; the recipe's by default, else none.
 
     Returns:
-        The file, and the shape of the array ``x`` in it.
+        The folder or file, and the shape of the samples.
 
     Raises:
         SpecError, NetworkError: if the model cannot be read or built.
+        Conflict: if a label or guidance is asked of a model without classes.
+        OutputError: if the place to write to is not usable.
     """
     if n < 1:
         raise ReparamError(f"--n must be at least 1, found {n}.")
@@ -49,32 +69,98 @@ def sample_run(
     config = _recipe_beside(weights)
     own = network(config.network) if config and is_factory(config.network["name"]) else None
     denoiser = load(weights, net=own)
-    if not spec.data or "shape" not in spec.data:
+    record = spec.data or {}
+    if "shape" not in record:
         raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
-    shape = tuple(spec.data["shape"])
-    generator = torch.Generator().manual_seed(mix(seed, 0x5A3))
-    noise = torch.randn(n, *shape, generator=generator)
-    parts = [
-        sample(
+    chosen = config.sample if config else SampleConfig()
+    given: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    given["guidance_interval"] = None if interval is None else list(interval)
+    chosen = replace(chosen, seed=seed, **{k: v for k, v in given.items() if v is not None})
+    y = _labels(record.get("classes"), label, chosen.guidance, n)
+    pictures = bool(record.get("pictures"))
+    target = _place(weights, n, seed, out, pictures)
+    x = _in_original_units(_drawn(denoiser, chosen, tuple(record["shape"]), n, y), record)
+    if target.suffix == ".npz":
+        write_arrays(target, x=x.numpy(), **({} if y is None else {"y": y.numpy()}))
+    else:
+        _write_pictures(target, x)
+    return target, tuple(x.shape)
+
+
+def _labels(classes: list[str] | None, label: str | None, guidance: float, n: int) -> Tensor | None:
+    """The class of every sample; None for a model without classes."""
+    if not classes:
+        if label is not None or guidance != 1:
+            asked = f"--label {label}" if label is not None else f"--guidance {guidance:g}"
+            raise Conflict(f"{asked}: this model was trained without labels.")
+        return None
+    if label is None:
+        return torch.arange(n) % len(classes)
+    if label in classes:
+        return torch.full((n,), classes.index(label))
+    if label.isdecimal() and int(label) < len(classes):
+        return torch.full((n,), int(label))
+    raise unknown("class", label, classes)
+
+
+def _drawn(denoiser: Denoiser, config: SampleConfig, shape: tuple[int, ...], n: int, y: Tensor | None) -> Tensor:
+    denoiser = guided(denoiser, config.guidance, config.guidance_interval)
+    generator = torch.Generator().manual_seed(mix(config.seed, 0x5A4))
+    parts, chunk = [], sample_chunk(shape)
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
+        x = sample(
             denoiser,
-            part,
-            sampler=sampler or (config.sample.sampler if config else "heun"),
-            steps=steps or (config.sample.steps if config else 50),
+            unit_noise(config.seed, start, stop, shape),
+            sampler=config.sampler,
+            steps=config.steps,
+            cond={} if y is None else {"y": y[start:stop]},
             generator=generator,
         )
-        for part in noise.split(1024)
-    ]
-    x = _in_original_units(torch.cat([p for p in parts if isinstance(p, Tensor)]), spec.data)
-    target = Path(out) if out else weights.parent / f"samples-{n}-seed{seed}.npz"
-    if target.suffix != ".npz":
-        raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
-    write_arrays(target, x=x.numpy())
-    return target, tuple(x.shape)
+        assert isinstance(x, Tensor)
+        parts.append(x)
+    return torch.cat(parts)
 
 
 def _in_original_units(x: Tensor, data: dict[str, Any]) -> Tensor:
     scale = data.get("normalised_by", {"mean": 0.0, "std": 1.0})
-    return x * scale["std"] + scale["mean"]
+    found = x * scale["std"] + scale["mean"]
+    return as_bytes(found) if data.get("pictures") else found
+
+
+def _place(weights: Path, n: int, seed: int, out: str | Path | None, pictures: bool) -> Path:
+    """Where to write, found usable before anything is drawn."""
+    if out is None:
+        name = re.sub(r"\.safetensors$", "", weights.name)
+        stem = f"samples-{n}-seed{seed}" if name == "model" else f"{name}-samples-{n}-seed{seed}"
+        return weights.parent / (stem if pictures else f"{stem}.npz")
+    target = Path(out)
+    if target.suffix == ".npz":
+        return target
+    if not pictures:
+        raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"--out {target} is a file; expected a folder for pictures, or a name that ends in .npz.")
+    return target
+
+
+def _write_pictures(folder: Path, x: Tensor) -> None:
+    """A PNG for every picture, and a grid of the first ones."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another place (--out).") from e
+    rows = x.movedim(1, -1).numpy()
+    rows = np.ascontiguousarray(rows[..., 0] if rows.shape[-1] == 1 else rows)
+    digits = max(4, len(str(len(rows) - 1)))
+    for i, picture in enumerate(rows):
+        _write_bytes(folder / f"{i:0{digits}d}.png", png(picture))
+    _write_bytes(folder / "grid.png", picture_sheet(rows[:_GRID]))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _recipe_beside(weights: Path) -> RunConfig | None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..times import open_uniform
 
 GROUP = 256
+#: Samples whose noise is drawn from one generator.
+_SAMPLES = 32
 _MASK = 2**64 - 1
 
 
@@ -40,11 +42,14 @@ class Batch:
         index: which samples of the data, int64, shape [B].
         u: a uniform number in (0, 1) a sample, from which the objective takes its time; float64.
         eps: standard normal noise, shape [B, …].
+        coins: two more uniform numbers a sample, whether to mirror a picture and whether to
+            drop its label; float32, shape [2, B].
     """
 
     index: Tensor
     u: Tensor
     eps: Tensor
+    coins: Tensor
 
 
 class Draws:
@@ -69,12 +74,14 @@ class Draws:
 
     def __call__(self, step: int) -> Batch:
         """The draws of one step; the noise is overwritten by the next call."""
-        u = []
+        u, coins = [], []
         for group, eps in enumerate(self._eps.split(GROUP)):
             self._generator.manual_seed(mix(self.seed, step, group))
             u.append(open_uniform(GROUP, self._generator).cpu())
             eps.normal_(generator=self._generator)
-        return Batch(self._index(step), torch.cat(u)[: self.batch], self._eps[: self.batch])
+            coins.append(torch.rand(2, GROUP, generator=self._generator, device=self._generator.device).cpu())
+        b = self.batch
+        return Batch(self._index(step), torch.cat(u)[:b], self._eps[:b], torch.cat(coins, dim=1)[:, :b])
 
     def _index(self, step: int) -> Tensor:
         position = step * self.batch + torch.arange(self.batch)
@@ -88,3 +95,16 @@ class Draws:
             return self._orders[epoch]
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, 0x5EED))
         return torch.randperm(self.count, generator=generator)
+
+
+def unit_noise(seed: int, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+    """Unit noise of the samples start … stop − 1 of a seed, shape [stop − start, …], on the CPU.
+
+    What a sample starts from does not depend on how many others are drawn, or how many at a time.
+    """
+    generator, parts = torch.Generator(), []
+    for group in range(start // _SAMPLES, -(-stop // _SAMPLES)):
+        generator.manual_seed(mix(seed, group, 0x5A3))
+        parts.append(torch.randn(_SAMPLES, *shape, generator=generator))
+    first = start // _SAMPLES * _SAMPLES
+    return torch.cat(parts)[start - first : stop - first]

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,19 +18,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..data import Data
 from ..denoiser import Denoiser, evaluating
-from ..errors import ReparamError, SpecError
+from ..errors import DataError, ReparamError, SpecError
+from ..files import read_tensors, write_tensors
 from ..objective import Objective
-from ..spec import read_tensors, write_tensors
-from .draws import Draws, mix
+from .draws import Batch, Draws, mix
 
 
 class Diverged(RuntimeError):
     """The loss stopped being a finite number. Not a user's error: a result."""
 
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} at step {step}")
-        self.step, self.what = step, what
+    def __init__(self, what: str, step: int | None = None) -> None:
+        super().__init__(what if step is None else f"{what} at step {step}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class TrainConfig:
             min(ema, (1 + step)/(10 + step)).
         precision: "bf16" runs matrix products in bfloat16 (weights, losses and optimiser stay
             in float32), "auto" does so where the device computes them fast.
+        label_drop: how often a conditional run trains without the label, for guidance.
         validations: how often the x0-error by noise level is measured, the end included.
     """
 
@@ -62,6 +63,7 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.995
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    label_drop: float = 0.1
     validations: int = 8
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ class TrainConfig:
             raise ReparamError(f"train.clip must be 0 (no clipping) or positive, found {self.clip}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ReparamError(f"train.weight_decay must be 0 or positive, found {self.weight_decay}.")
+        if not 0 <= self.label_drop <= 1:
+            raise ReparamError(f"train.label_drop must lie in [0, 1], found {self.label_drop}.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ReparamError(f"train.{name} must lie in [0, 1), found {getattr(self, name)}.")
@@ -107,9 +111,9 @@ class Trainee(nn.Module):
         self.net = net
         self.objective = objective
 
-    def forward(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def forward(self, x0: Tensor, t: Tensor, eps: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """One loss a sample, shape [B]."""
-        losses: Tensor = self.objective(self.net, x0, t, eps)
+        losses: Tensor = self.objective(self.net, x0, t, eps, cond)
         return losses
 
 
@@ -121,6 +125,7 @@ class Validation:
         edges: of the noise bins, in t, length K + 1.
         x0, eps: shape [K·n, …], n samples a bin. t: shape [K·n], stratified within each bin.
         variance: of the data, by which the error is divided.
+        y: class numbers, for a conditional run.
     """
 
     edges: list[float]
@@ -128,20 +133,28 @@ class Validation:
     t: Tensor
     eps: Tensor
     variance: float
+    y: Tensor | None = None
 
     @classmethod
     def draw(
-        cls, real: Tensor, variance: float, t_range: tuple[float, float], bins: int = 10, each: int = 256
+        cls,
+        data: Data,
+        t_range: tuple[float, float],
+        *,
+        conditional: bool = False,
+        bins: int = 10,
+        each: int = 256,
     ) -> Validation:
-        """A fixed draw over held-out data ``real`` [M, …] and times in ``t_range``."""
+        """A fixed draw over the held-out data and times in ``t_range``."""
         low, high = t_range
         n = bins * each
         generator = torch.Generator().manual_seed(mix(0, 0xE44))
         t = low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        order = torch.randperm(n, generator=generator) % len(real)
-        eps = torch.randn(n, *real.shape[1:], generator=generator)
+        order = torch.randperm(n, generator=generator) % len(data.heldout)
+        eps = torch.randn(n, *data.shape, generator=generator)
         edges = [low + (high - low) * k / bins for k in range(bins + 1)]
-        return cls(edges, real[order], t, eps, variance)
+        y = data.heldout_labels[order] if conditional and data.heldout_labels is not None else None
+        return cls(edges, data.normalised(data.heldout[order]), t, eps, data.sigma_data**2, y)
 
     def errors(self, denoiser: Denoiser, chunk: int = 1024) -> list[float]:
         """The mean squared error of x0 in each bin over the data's variance: 1 is guessing the mean."""
@@ -152,7 +165,8 @@ class Validation:
                 x0, eps, t = self.x0[at].to(device), self.eps[at].to(device), self.t[at]
                 if denoiser.conventions.time == "step":
                     t = denoiser.schedule.on_steps(t)  # type: ignore[attr-defined]
-                mean = denoiser(denoiser.schedule.add_noise(x0, eps, t), t).mean
+                cond = {} if self.y is None else {"y": self.y[at].to(device)}
+                mean = denoiser(denoiser.schedule.add_noise(x0, eps, t), t, **cond).mean
                 found.append((mean - x0).square().flatten(1).mean(1).double().cpu())
         each = torch.cat(found).reshape(len(self.edges) - 1, -1).mean(1)
         return [float(v) for v in each / self.variance]
@@ -164,21 +178,26 @@ class Trainer:
     Args:
         net: the network; trained in place.
         objective: what it is trained for.
-        data: training samples, shape [N, …], float32.
+        data: what to train on.
         config: how.
         seed: of the draws.
+        conditional: whether the network is given labels, as ``y``; the number of classes means "no label".
         validation: the fixed draw to measure on.
         device: where to train.
+
+    Raises:
+        DataError: if labels are needed and there are none.
     """
 
     def __init__(
         self,
         net: nn.Module,
         objective: Objective,
-        data: Tensor,
+        data: Data,
         config: TrainConfig,
         *,
         seed: int = 0,
+        conditional: bool = False,
         validation: Validation,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -187,9 +206,13 @@ class Trainer:
         self.trainee = Trainee(net, objective).to(self.device)
         #: The average over training, which is what is evaluated and saved.
         self.average = copy.deepcopy(net).to(self.device).requires_grad_(False)
-        self.data = data.to(self.device)
+        if conditional and data.labels is None:
+            raise DataError(f"{data.name} has no labels; a conditional run needs them.")
+        self.data = data
+        self.samples = data.train.to(self.device)
+        self.labels = data.labels.to(self.device) if conditional and data.labels is not None else None
         self.validation = validation
-        self.draws = Draws(seed, config.batch, len(data), tuple(data.shape[1:]), self.device)
+        self.draws = Draws(seed, config.batch, len(data.train), data.shape, self.device)
         self._parameters = list(self.trainee.parameters())
         fused = self.device.type in ("cpu", "cuda")
         self.optimiser = torch.optim.AdamW(
@@ -231,7 +254,7 @@ class Trainer:
                 entry = {"loss": _json(loss), "grad_norm": _json(norm), "lr": c.lr_at(self.step - 1)}
                 self.history.append({"step": self.step, **entry})
             if not math.isfinite(loss):
-                raise Diverged(self.step, f"the loss became {loss}")
+                raise Diverged(f"the loss became {loss}", self.step)
             if self.step in validated:
                 self._validate()
             self.seconds += time.perf_counter() - start
@@ -240,7 +263,7 @@ class Trainer:
     def _update(self) -> tuple[float, float]:
         c = self.config
         batch = self.draws(self.step)
-        x0 = self.data[batch.index.to(self.device)]
+        x0, cond = self._real(batch)
         t = self.trainee.objective.times_at(batch.u)
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr_at(self.step)
@@ -248,7 +271,7 @@ class Trainer:
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(mix(self.draws.seed, self.step, 0xD0))  # what the network itself draws, as for dropout
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.trainee(x0, t, batch.eps).mean()
+                loss = self.trainee(x0, t, batch.eps, cond).mean()
             loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, c.clip or math.inf)
         value = loss.item()
@@ -257,6 +280,19 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self._update_average()
         return value, norm.item()
+
+    def _real(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step's clean samples, and what the network is told of them."""
+        at = batch.index.to(self.device)
+        mirrored, dropped = batch.coins.to(self.device)
+        stored = self.samples[at]
+        if self.data.flip:
+            stored = torch.where((mirrored < 0.5)[:, None, None, None], stored.flip(-1), stored)
+        x0 = self.data.normalised(stored)
+        if self.labels is None:
+            return x0, {}
+        y = self.labels[at]
+        return x0, {"y": y.masked_fill(dropped < self.config.label_drop, len(self.data.classes))}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -274,7 +310,7 @@ class Trainer:
         else:
             self.history.append(entry)
         if not all(math.isfinite(e) for e in errors):
-            raise Diverged(self.step, "the validation error stopped being finite")
+            raise Diverged("the validation error stopped being finite", self.step)
 
     def save(self, path: Path) -> None:
         """Write all that continuing needs, atomically."""

@@ -1,0 +1,153 @@
+"""What a data set is: samples in memory and what is known of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .manifolds import Curve
+
+#: Pictures are bytes; the network sees (byte − 127.5)/127.5, in [−1, 1].
+PICTURE_MEAN = PICTURE_STD = 127.5
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory.
+
+    Attributes:
+        name: what it is called in tables.
+        train: what training draws from, shape [N, …]: float32, normalised; or uint8 pictures
+            [N, C, H, W], normalised where they are used (:meth:`normalised`).
+        heldout: real data that training never sees, shape [M, …]. For a curve that is a
+            fresh draw, and more can be drawn.
+        mean, std: the network sees (original − mean)/std.
+        curve: the plane and the curve that they lie on, where there is one.
+        image: [height, width] where a vector is really a picture, to draw it as one.
+        labels, heldout_labels: class numbers, int64, shapes [N] and [M], where there are classes.
+        classes: their names.
+        flip: whether training sees each picture mirrored half of the time.
+        remarks: what a reader must know of how they were read.
+    """
+
+    name: str
+    train: Tensor
+    heldout: Tensor
+    mean: float = 0.0
+    std: float = 1.0
+    curve: Curve | None = None
+    image: tuple[int, int] | None = None
+    seed: int = 0
+    labels: Tensor | None = None
+    heldout_labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    flip: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the samples are pictures of bytes, [C, H, W]."""
+        return self.train.dtype == torch.uint8
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the samples: the same exactly where the data are the same."""
+        found = hashlib.sha256(repr((self.shape, self.mean, self.std, self.flip, self.classes)).encode())
+        for part in (self.train, self.heldout, self.labels, self.heldout_labels):
+            if part is not None:
+                found.update(part.contiguous().numpy().data)
+        return found.hexdigest()[:16]
+
+    @functools.cached_property
+    def _moments(self) -> tuple[float, float, float, float]:
+        """Least, greatest, mean and standard deviation over all elements, after normalisation."""
+        if not self.pictures:
+            x = self.train.double()
+            return float(x.min()), float(x.max()), float(x.mean()), float(x.std(correction=0))
+        count = sum(torch.bincount(part.flatten(), minlength=256) for part in self.train.split(4096))
+        level = (torch.arange(256, dtype=torch.float64) - self.mean) / self.std
+        share = torch.as_tensor(count).double() / self.train.numel()
+        present = level[share > 0]
+        mean = (share * level).sum()
+        return float(present[0]), float(present[-1]), float(mean), float((share * (level - mean) ** 2).sum().sqrt())
+
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation over all elements after normalisation: EDM's σ_data."""
+        return self._moments[3]
+
+    def normalised(self, stored: Tensor) -> Tensor:
+        """Samples, as they are stored, in the units the network sees: float32."""
+        return stored if stored.is_floating_point() else (stored.float() - self.mean) / self.std
+
+    def original(self, x: Tensor) -> Tensor:
+        """Samples in the units of the user's data."""
+        return x * self.std + self.mean
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Samples as they would be stored: of pictures, the nearest bytes; what is not finite is grey."""
+        if not self.pictures:
+            return x
+        return as_bytes(self.original(x))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Vectors to compare distributions in: of the plane, where there is one; shape [n, d]."""
+        return self.curve.plane(x) if self.curve is not None else x.flatten(1)
+
+    def reference(self, n: int) -> Tensor:
+        """The real data that vectors are compared with: n fresh ones, or the training set."""
+        return self.curve.draw(n, [self.seed, 2]) if self.curve is not None else self.train
+
+    def fresh(self, n: int) -> Tensor:
+        """Up to ``n`` real data outside the training set and the reference: what floors are made of."""
+        if self.curve is not None:
+            return self.curve.draw(n, [self.seed, 3])
+        return self.normalised(self.heldout[:n])
+
+    def chunks(self, size: int = 4096) -> Iterator[Tensor]:
+        """The training set in the units the network sees, a part at a time."""
+        for part in self.train.split(size):
+            yield self.normalised(part)
+
+    def record(self) -> dict[str, Any]:
+        """What travels with the weights: shape, normalisation and statistics; plain data."""
+        low, high, mean, std = self._moments
+        return {
+            "name": self.name,
+            "count": len(self.train),
+            "shape": list(self.shape),
+            "digest": self.digest,
+            "normalised_by": {"mean": self.mean, "std": self.std},
+            "min": low,
+            "max": high,
+            "mean": mean,
+            "sigma_data": std,
+            "pictures": self.pictures,
+        }
+
+    def preflight(self) -> str:
+        """What the data are, in a line; and a line for each remark."""
+        low, high, mean, std = self._moments
+        scaled = "" if (self.mean, self.std) == (0.0, 1.0) else f", from (x - {self.mean:.4g})/{self.std:.4g}"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        line = (
+            f"{self.name}: {len(self.train)} training + {len(self.heldout)} held-out samples of shape "
+            f"{list(self.shape)}{classes}, range [{low:.3g}, {high:.3g}], mean {mean:.3g}, sigma_data {std:.3g}{scaled}"
+        )
+        return "\n".join([line, *(f"    {remark}" for remark in self.remarks)])
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """Values in 0 … 255 as the nearest bytes; what lies outside is cut off, what is no number is grey."""
+    return x.nan_to_num(127.5, 255.0, 0.0).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,54 @@
+"""What is asked for, and what the pictures are before they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Options(NamedTuple):
+    """The options of :func:`reparam.data.images.load_images`; ``size`` is (height, width)."""
+
+    size: tuple[int, int] | None
+    resize: str | None
+    colour: str | None
+    labels: str | None
+    column: str | None
+    classes: int | None
+    skip_bad: bool
+    limit: int | None
+
+
+class Item(NamedTuple):
+    """A picture to decode: what to call it, and what gets its file's bytes or its array [H, W(, C)]."""
+
+    name: str
+    read: Callable[[], bytes | np.ndarray | None]
+
+
+@dataclass
+class Source:
+    """Pictures that are still to be decoded.
+
+    Attributes:
+        what: the path, for messages.
+        count: how many there are.
+        items: yields those of the given indices, which ascend.
+        labels: the numbers of all their classes, shape [count], int64, or None.
+        classes: the names of the classes.
+        remarks: what a reader must know of how they were found.
+        bad: names and reasons of what is known to be unusable already.
+        unit: what a picture is called in messages.
+    """
+
+    what: str
+    count: int
+    items: Callable[[np.ndarray], Iterable[Item]]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    remarks: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    unit: str = "file"
