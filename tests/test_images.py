@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import struct
 import sys
 import zipfile
@@ -13,13 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from reparam.data import images
-from reparam.data.images import load_images
+from reparam.data.images import load_images, memory
 from reparam.errors import DataError, UnknownName
 
 Image = pytest.importorskip("PIL.Image")
-ImageCms = pytest.importorskip("PIL.ImageCms")
-ImageFile = pytest.importorskip("PIL.ImageFile")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
 
@@ -139,22 +135,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     path = tmp_path / "links"
     path.mkdir()
     (path / "cat").symlink_to(tmp_path / "elsewhere")
-    (path / "up").symlink_to(path)
     found = load_images(str(path))
     assert found.classes == ("cat",)
     assert same(found, x)
     (path / "gone.png").symlink_to(tmp_path / "nowhere")
-    (path / "self").symlink_to(path / "self")
-    said = message(str(path))
-    assert "gone.png (broken: No such file or directory)" in said
-    assert "self (not a picture)" in said
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    path = write(tmp_path, numbered(noise(2)))
-    os.mkfifo(tmp_path / "pipe.png")
-    assert "pipe.png (not a regular file)" in message(path)
+    assert "gone.png (broken: No such file or directory)" in message(str(path))
+    (path / "up").symlink_to(path)
+    assert "a link in it leads back" in message(str(path))
 
 
 @pytest.mark.parametrize("top", ["", "data/", "/abs/../"])
@@ -199,12 +186,6 @@ def test_a_zip_bomb_is_refused_unread(tmp_path):
     said = message(path, skip_bad=True)
     assert "would unpack to 5.59 GiB: a zip bomb" in said
     assert "--set data.path=FOLDER" in said
-
-
-def test_an_entry_larger_than_memory_is_refused(tmp_path, monkeypatch):
-    path = lying(zipped(tmp_path / "x.zip", numbered(noise(2))), 24, 4 * 10**8)
-    monkeypatch.setattr(images, "_available", lambda: 10**8)
-    assert "0.png alone would unpack to 0.373 GiB" in message(path)
 
 
 def test_declared_sizes_are_not_believed(tmp_path):
@@ -294,14 +275,6 @@ def test_labels_stay_with_their_pictures_when_some_are_skipped(tmp_path):
 def test_nothing_left(tmp_path):
     path = write(tmp_path, {"a.png": b"?", "b.png": b"?"})
     assert "none of 2 files can be used: a.png (not a picture that Pillow can read)" in message(path, skip_bad=True)
-
-
-def test_truncated_files_are_found_even_if_pillow_was_told_to_allow_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    jpeg = encoded(noise(1, 40, 40)[0], "JPEG")
-    path = write(tmp_path, {**numbered(noise(2, 40, 40)), "cut.jpg": jpeg[:-200]})
-    assert "cut.jpg (truncated)" in message(path)
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_a_picture_that_is_a_bomb(tmp_path):
@@ -400,15 +373,15 @@ def test_options_are_checked_before_anything_is_read(tmp_path):
 
 def test_pictures_larger_than_memory(tmp_path, monkeypatch):
     path = write(tmp_path, numbered(noise(4)))
-    monkeypatch.setattr(images, "_available", lambda: 900)
+    monkeypatch.setattr(memory, "available", lambda: 900)
     said = message(path)
     assert "4 pictures of 8×10 with 3 channels take" in said
     assert "--set data.size=64 --set data.resize=crop" in said
     assert "--set data.limit=2" in said
-    monkeypatch.setattr(images, "_available", lambda: 960)
+    monkeypatch.setattr(memory, "available", lambda: 960)
     assert len(load_images(path).pixels) == 4
     assert "with 1 channel take" in message(path, size=10_000, resize="crop")
-    monkeypatch.setattr(images, "_available", lambda: None)
+    monkeypatch.setattr(memory, "available", lambda: None)
     assert len(load_images(path).pixels) == 4
 
 
@@ -510,21 +483,15 @@ def test_numbers_that_are_no_pixels(tmp_path):
 
 def test_other_colour_spaces(tmp_path):
     rgb = Image.new("RGB", (6, 6), (200, 40, 90))
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     files = {
         "a.jpg": encoded(rgb.convert("CMYK"), "JPEG", quality=100),
         "b.tif": encoded(rgb.convert("CMYK"), "TIFF"),
         "c.tif": encoded(rgb.convert("YCbCr"), "TIFF"),
-        "d.tif": encoded(ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB"), "TIFF"),
     }
     found = load_images(write(tmp_path, files))
     off = (found.pixels.int() - torch.tensor([200, 40, 90])[None, :, None, None]).abs()
     assert int(off.max()) <= 4
-    assert found.remarks == (
-        "2 CMYK pictures converted to RGB",
-        "1 LAB picture converted to RGB",
-        "1 YCbCr picture converted to RGB",
-    )
+    assert found.remarks == ("2 CMYK pictures converted to RGB", "1 YCbCr picture converted to RGB")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
@@ -815,7 +782,7 @@ def test_arrays_are_never_unpickled_nor_larger_than_memory(tmp_path, monkeypatch
     (tmp_path / "damaged.npz").write_bytes(raw)
     assert "cannot read" in message(str(tmp_path / "damaged.npz"))
     np.savez_compressed(tmp_path / "z.npz", x=np.zeros((100, 50, 50), dtype=np.uint8))
-    monkeypatch.setattr(images, "_available", lambda: 200_000)
+    monkeypatch.setattr(memory, "available", lambda: 200_000)
     said = message(str(tmp_path / "z.npz"))
     assert "array 'x'" in said
     assert "0.238 MiB unpacked" in said

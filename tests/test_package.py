@@ -37,7 +37,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_everything(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "recipes/spiral.yaml", "recipes/digits.yaml", "recipes/cifar10-patch16.yaml", "studies/worker.py", "cli.py"):
+    recipes = [f"recipes/{name}.yaml" for name in ("spiral", "digits", "digits-jit", "cifar10-patch16", "folder")]
+    for name in ("py.typed", *recipes, "studies/worker.py", "cli.py"):
         assert f"reparam/{name}" in names
     assert any(n.startswith("reparam/report/") and n.endswith(".html") for n in names)
     assert any(n.endswith("licenses/LICENSE") for n in names)

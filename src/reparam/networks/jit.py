@@ -386,11 +386,11 @@ def _check(config: dict[str, Any]) -> None:
     if len(config["image"]) != 2:
         raise NetworkError(f"jit: image is a side, or [height, width], found {config['image']}.")
     patch, width, heads = config["patch"], config["width"], config["heads"]
-    if any(side % patch for side in config["image"]):
+    high, wide = config["image"]
+    if high % patch or wide % patch:
         raise NetworkError(
-            f"jit: pictures of {config['image'][0]}×{config['image'][1]} cannot be cut into patches of {patch} pixels; "
-            f"choose a patch that divides both sides{_divisors(config['image'])}, or resize the pictures (data.size and "
-            "data.resize)."
+            f"jit: pictures of {high}×{wide} cannot be cut into patches of {patch} pixels; choose a patch that divides "
+            f"both sides{_divisors(config['image'])}, or resize the pictures (data.size and data.resize)."
         )
     if width % heads or (width // heads) % 4:
         raise NetworkError(

@@ -9,17 +9,17 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import DataError
-from . import memory
 from .labels import SPLITS
 from .messages import amount, plural, shown
-from .source import Item, Options, Source
+from .source import Item, Options, Source, refuse_names
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+#: How the names of pictures end.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 _CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _DEEPEST = 32  # folders inside one another; links in a circle go deeper
 _BOMB_RATIO = 50  # no archive of real pictures unpacks to so many times its own size …
@@ -27,11 +27,15 @@ _BOMB_BYTES = 10**9  # … but a small one of drawings might
 
 
 class Entry(NamedTuple):
-    """A file in a folder or an archive: its path inside, what to call it, and what reads it."""
+    """A file in a folder or an archive: its path inside, and what gets it."""
 
     parts: tuple[str, ...]
-    name: str
-    read: Callable[[], bytes]
+    open: Callable[[], Any]
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return shown("/".join(self.parts))
 
     def ends(self, suffixes: str | tuple[str, ...]) -> bool:
         """Whether the file's name ends so, in capitals or not."""
@@ -48,12 +52,11 @@ def in_folder(folder: Path) -> list[Entry]:
     for here, folders, files in os.walk(folder, onerror=_refuse_unlisted, followlinks=True):
         above = Path(here).relative_to(folder).parts
         if len(above) > _DEEPEST:
-            raise DataError(f"{shown(here, 400)} lies too deep; a link leads back to a folder above it, it seems.")
+            raise DataError(f"{shown(str(folder), 400)} goes on without end: a link in it leads back, it seems.")
         folders[:] = [name for name in folders if not _ignored(name)]
         for name in files:
             if not _ignored(name):
-                parts = (*above, name)
-                entries.append(Entry(parts, shown("/".join(parts)), Path(here, name).read_bytes))
+                entries.append(Entry((*above, name), functools.partial(open, os.path.join(here, name), "rb")))
     return sorted(entries, key=lambda entry: entry.parts)
 
 
@@ -62,7 +65,7 @@ def _refuse_unlisted(e: OSError) -> None:
 
 
 def in_archive(path: Path, what: str, stack: contextlib.ExitStack) -> list[Entry]:
-    """The files in an archive, in order; they are unpacked one at a time, in memory, when read."""
+    """The files in an archive, in order; they are unpacked one at a time, in memory, when opened."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
@@ -80,8 +83,8 @@ def in_archive(path: Path, what: str, stack: contextlib.ExitStack) -> list[Entry
     for info in infos:
         parts = tuple(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", ".."))
         if parts and not any(map(_ignored, parts)):
-            entries.append(Entry(parts, shown("/".join(parts)), functools.partial(_unpacked, archive, info, lock)))
-    return _without_common_top(sorted(entries, key=lambda entry: entry.parts))
+            entries.append(Entry(parts, functools.partial(_unpacked, archive, info, lock)))
+    return sorted(entries, key=lambda entry: entry.parts)
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
@@ -97,51 +100,35 @@ def _refuse_bomb(infos: list[zipfile.ZipInfo], size: int, what: str) -> None:
             f"{what} is {amount(size)} and would unpack to {amount(total)}: a zip bomb, it seems. Pictures do not "
             "shrink like that; if it is not one, unpack it yourself and give the folder: --set data.path=FOLDER."
         )
-    for info in infos:
-        if info.file_size > _BOMB_BYTES // 10 and (free := memory.too_little(info.file_size)) is not None:
-            raise DataError(
-                f"{what}: {shown(info.filename)} alone would unpack to {amount(info.file_size)}, and "
-                f"{amount(free)} of memory is available. Take it out of the archive."
-            )
 
 
-def _without_common_top(entries: list[Entry]) -> list[Entry]:
-    """The entries with a folder taken off in which all pictures lie, where there is one."""
-    tops = {entry.parts[:-1][:1] for entry in entries if entry.ends(SUFFIXES)}
-    if len(tops) != 1 or tops == {()}:
-        return entries
-    return [entry._replace(parts=entry.parts[1:]) if entry.parts[:-1][:1] in tops else entry for entry in entries]
-
-
-def of_entries(entries: list[Entry], what: str, ask: Options) -> Source:
+def of_entries(entries: list[Entry], what: str, ask: Options, archive: bool = False) -> Source:
     """The pictures among these files; the others are unusable."""
     pictures = [entry for entry in entries if entry.ends(SUFFIXES)]
     others = [entry for entry in entries if not entry.ends(SUFFIXES)]
     if not pictures:
         there = f" It holds {plural(len(others), 'other file')}, such as {others[0].name}." if others else ""
         raise DataError(f"{what} holds no pictures; looked for {', '.join(SUFFIXES)}, in sub-folders too.{there}")
-    if ask.column is not None or ask.labels not in (None, "none"):
-        option = f"data.column={ask.column}" if ask.column is not None else f"data.labels={ask.labels}"
-        raise DataError(
-            f"{option} names a column, and {what} has none: its labels are the names of its sub-folders. Leave the "
-            "option out, or ignore the labels with --set data.labels=none."
-        )
-    bad = [(entry.name, "not a picture") for entry in others]
-    source = Source(what, len(pictures), lambda chosen: (Item(*pictures[i][1:]) for i in chosen), bad=bad)
+    refuse_names(ask, what)
+    source = Source(what, len(pictures), lambda chosen: (Item(pictures[i].name, pictures[i].open) for i in chosen))
+    source.bad = [(entry.name, "not a picture") for entry in others]
     if ask.labels != "none":
-        _label(source, pictures)
+        paths = [entry.parts for entry in pictures]
+        if archive and len({path[0] for path in paths}) == 1:  # the folder that was packed is no class
+            paths = [path[1:] for path in paths]
+        _label(source, paths)
     return source
 
 
-def _label(source: Source, pictures: list[Entry]) -> None:
-    top = sum(len(entry.parts) == 1 for entry in pictures)
+def _label(source: Source, paths: list[tuple[str, ...]]) -> None:
+    top = sum(len(path) < 2 for path in paths)
     if top:
-        if top < len(pictures):
+        if top < len(paths):
             source.remarks.append(
-                f"no labels: {top} of {len(pictures)} pictures lie beside the sub-folders, not in one of them"
+                f"no labels: {top} of {len(paths)} pictures lie beside the sub-folders, not in one of them"
             )
         return
-    names = sorted({entry.parts[0] for entry in pictures})
+    names = sorted({path[0] for path in paths})
     if {name.lower() for name in names} <= SPLITS:
         raise DataError(
             f"the sub-folders of {source.what} are {', '.join(names)}: splits of a data set, not classes. Give one of "
@@ -152,4 +139,4 @@ def _label(source: Source, pictures: list[Entry]) -> None:
         source.remarks.append(f"all pictures lie in one sub-folder, {shown(names[0])}: one class")
     source.classes = tuple(shown(name, 400) for name in names)
     number = {name: i for i, name in enumerate(names)}
-    source.labels = np.array([number[entry.parts[0]] for entry in pictures], dtype=np.int64)
+    source.labels = np.array([number[path[0]] for path in paths], dtype=np.int64)

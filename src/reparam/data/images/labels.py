@@ -8,33 +8,28 @@ from ...errors import DataError
 from .messages import shown
 from .source import Options, Source
 
+#: Names of sub-folders and files that are no classes, but parts of a data set.
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 _MOST_IDS = 1000  # labels that skip numbers are fine up to here; beyond, they may be anything
 
 
-def numbered(
-    values: np.ndarray, names: tuple[str, ...], what: str, ask: Options
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def numbered(values: np.ndarray, names: tuple[str, ...], what: str, ask: Options) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels, whole numbers or text, as numbers 0, 1, …, int64; and the names of the classes."""
     if values.dtype.kind == "U":
         found, numbers = np.unique(values, return_inverse=True)
         return numbers.astype(np.int64), tuple(shown(name, 400) for name in found.tolist())
-    high = int(values.max(initial=0))
+    high, wrong = int(values.max(initial=0)), ""
     if (values < 0).any():
+        below = int((values < 0).sum())
+        wrong = f"run from {values.min()} to {high}: {below} of {len(values)} pictures are unlabelled (below 0)"
+    elif names and high >= len(names):
+        wrong = f"run up to {high}, but the file names only {len(names)} classes"
+    elif high >= max(_MOST_IDS, 2 * (different := len(np.unique(values))), ask.classes or 0):
+        wrong = f"run from {values.min()} to {high} with only {different} different ones"
+    if wrong:
         raise DataError(
-            f"{what} run from {values.min()} to {high}: {(values < 0).sum()} of {len(values)} pictures are unlabelled "
-            "(below 0). Expected 0, 1, …; ignore the labels with --set data.labels=none."
-        )
-    if names and high >= len(names):
-        raise DataError(
-            f"{what} run up to {high}, but the file names only {len(names)} classes. "
-            "Ignore the labels with --set data.labels=none."
-        )
-    different = len(np.unique(values))
-    if high >= max(_MOST_IDS, 2 * different, ask.classes or 0):
-        raise DataError(
-            f"{what} run from {values.min()} to {high} with only {different} different ones; expected classes "
-            "numbered 0, 1, … Number them so, or ignore the labels with --set data.labels=none."
+            f"{what} {wrong}. Expected classes numbered 0, 1, …; number them so, or ignore the labels with "
+            "--set data.labels=none."
         )
     return values.astype(np.int64), names or tuple(map(str, range(high + 1)))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ...errors import DataError
 
 
 class Options(NamedTuple):
@@ -23,10 +25,10 @@ class Options(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A picture to decode: what to call it, and what gets its file's bytes or its array [H, W(, C)]."""
+    """A picture to decode: what to call it, and what gets its file, the bytes of that, or an array [H, W(, C)]."""
 
     name: str
-    read: Callable[[], bytes | np.ndarray | None]
+    open: Callable[[], Any]
 
 
 @dataclass
@@ -52,3 +54,14 @@ class Source:
     remarks: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     unit: str = "file"
+
+
+def refuse_names(ask: Options, what: str) -> None:
+    """An error if a column or an array is asked for of pictures that lie in none."""
+    if ask.column is None and ask.labels in (None, "none"):
+        return
+    option = f"data.column={ask.column}" if ask.column is not None else f"data.labels={ask.labels}"
+    raise DataError(
+        f"{option} names a column or an array, and {what} holds pictures without a name. Leave it out; the classes "
+        "in a folder or archive are its sub-folders, unless --set data.labels=none ignores them."
+    )
