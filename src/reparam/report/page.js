@@ -8,22 +8,37 @@
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
+  // A picture of the page, or one the page carries. Drawn again once it is read.
+  function sheetOf(panel, address) {
+    const sheet = new Image();
+    sheet.addEventListener("load", () => draw(panel));
+    sheet.src = address;
+    return sheet;
+  }
+
   // A panel: its frames, and where on the way from 0 (noise) to 1 (samples) each of them is.
   function panelOf(canvas) {
     const strip = store.strips[canvas.dataset.strip];
     const real = canvas.dataset.series === "real";
-    const source = real ? strip.real : strip.panels.find((p) => String(p.series) === canvas.dataset.series);
-    const raw = bytes(source.data);
-    const pictures = strip.kind === "pictures";
-    return {
-      canvas, strip, real, pictures,
-      shape: source.shape,
-      values: pictures ? raw : new Int16Array(raw.buffer),
+    const source = strip.panels.find((p) => String(p.series) === canvas.dataset.series) || strip.real || {};
+    const panel = {
+      canvas, strip, real,
+      pictures: strip.kind === "pictures",
       places: real ? [1] : source.kept.map((k) => k / source.steps),
       kept: source.kept, times: source.t, steps: source.steps,
       colour: real ? "--muted" : `--c${source.series % 8}`,
       words: canvas.closest("figure").querySelector(".out"),
     };
+    if (panel.pictures) {
+      const final = canvas.parentNode.querySelector("image").getAttribute("href");
+      panel.columns = Number(canvas.dataset.columns);
+      panel.count = Number(canvas.dataset.count);
+      panel.sheets = [...(source.frames || []).map((link) => `data:${link}`), final].map((a) => sheetOf(panel, a));
+    } else {
+      panel.shape = source.shape;
+      panel.values = new Int16Array(bytes(source.data).buffer);
+    }
+    return panel;
   }
 
   function nearest(places, at) {
@@ -70,35 +85,24 @@
 
   const realOf = (strip) => panels.find((p) => p.real && p.strip === strip);
 
-  function drawPictures(panel, frame, g, width) {
-    const [, count, high, wide, channels = 1] = panel.shape;
-    const columns = Math.max(1, Math.ceil(Math.sqrt(count)));
-    const sheet = panel.sheet || (panel.sheet = document.createElement("canvas"));
-    sheet.width = columns * wide;
-    sheet.height = Math.ceil(count / columns) * high;
-    const brush = sheet.getContext("2d");
-    const size = high * wide * channels;
-    for (let n = 0; n < count; n += 1) {
-      const image = brush.createImageData(wide, high);
-      const from = (frame * count + n) * size;
-      for (let i = 0; i < high * wide; i += 1) {
-        for (let c = 0; c < 3; c += 1) {
-          image.data[4 * i + c] = panel.values[from + i * channels + (channels === 3 ? c : 0)];
-        }
-        image.data[4 * i + 3] = 255;
-      }
-      brush.putImageData(image, (n % columns) * wide, Math.floor(n / columns) * high);
-    }
+  function drawPictures(panel, frame, g, width, height) {
+    const sheet = panel.sheets[frame], {columns, count} = panel;
+    if (!sheet.complete || !sheet.naturalWidth) return; // what is seen stays until it is read
+    const rows = Math.ceil(count / columns);
+    const wide = sheet.naturalWidth / columns, high = sheet.naturalHeight / rows;
     // Each picture by itself, on whole pixels with a gap between: no edge is blurred.
-    const cell = width / columns, tall = cell * high / wide, gap = Math.max(1, Math.round(cell / 16));
-    g.imageSmoothingEnabled = false;
+    const cell = width / columns, tall = height / rows, gap = Math.max(1, Math.round(cell / 16));
+    g.clearRect(0, 0, width, height);
+    g.imageSmoothingEnabled = cell - gap < wide;
+    g.imageSmoothingQuality = "high";
     for (let n = 0; n < count; n += 1) {
       const i = n % columns, j = Math.floor(n / columns);
       const x = Math.round(i * cell), y = Math.round(j * tall);
       const w = Math.round((i + 1) * cell) - x - (i + 1 < columns ? gap : 0);
-      const h = Math.round((j + 1) * tall) - y - gap;
+      const h = Math.round((j + 1) * tall) - y - (j + 1 < rows ? gap : 0);
       g.drawImage(sheet, i * wide, j * high, wide, high, x, y, w, h);
     }
+    panel.canvas.parentNode.classList.add("live");
   }
 
   function draw(panel) {
@@ -111,25 +115,34 @@
       panel.canvas.height = height;
     }
     const g = panel.canvas.getContext("2d");
+    if (panel.pictures) {
+      drawPictures(panel, frameOf(panel), g, width, height);
+      return;
+    }
     g.clearRect(0, 0, width, height);
-    const frame = nearest(panel.places, place);
-    if (panel.pictures) drawPictures(panel, frame, g, width);
-    else drawPoints(panel, frame, g, width, ratio);
+    drawPoints(panel, frameOf(panel), g, width, ratio);
   }
 
-  // Runs may sample on different grids: the slider goes by the share of the way, the words say all times.
+  // Runs may sample on different grids: the slider goes by the steps of the longest, and all others
+  // show their frame at the time nearest to it.
+  function frameOf(panel) {
+    if (place === 1 || panel.real) return panel.places.length - 1;
+    const at = nearest(longest.places, place);
+    return panel === longest ? at : nearest(panel.times, longest.times[at]);
+  }
+
   function words() {
-    const moving = panels.filter((p) => !p.real);
     if (place === 1 || !moving.length) return "final samples";
-    const longest = moving.reduce((a, b) => (b.steps > a.steps ? b : a));
-    const step = longest.kept[nearest(longest.places, place)];
-    const times = moving.map((p) => p.times[nearest(p.places, place)]);
+    const step = longest.kept[frameOf(longest)];
+    const times = moving.map((p) => p.times[frameOf(p)]);
     const low = Math.min(...times).toFixed(2), high = Math.max(...times).toFixed(2);
     return `step ${step} of ${longest.steps}, t = ${low === high ? low : `${low}–${high}`}`;
   }
 
   let place = 1;
   const panels = Array.from(document.querySelectorAll("canvas[data-strip]"), panelOf);
+  const moving = panels.filter((p) => !p.real);
+  const longest = moving.reduce((a, b) => (b.steps > a.steps ? b : a), moving[0]);
 
   function show(to) {
     place = Math.min(1, Math.max(0, to));

@@ -1,4 +1,4 @@
-"""Figures as SVG: scatter plots, sheets of pictures, line charts, and the overview of a study.
+"""Figures as SVG: the colours, words and marks of all, scatter plots, and sheets of pictures.
 
 Every element carries its light colour as a presentation attribute and a class. A page or a style
 sheet may restyle the classes (the dark theme does); a converter that knows no CSS still draws the
@@ -7,14 +7,11 @@ light theme.
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,8 +48,9 @@ MARKERS = (
 )
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
-# What XML 1.0 forbids, and halves of surrogate pairs, which UTF-8 cannot carry.
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What XML 1.0 forbids, halves of surrogate pairs, which UTF-8 cannot carry, and the marks that turn the
+# direction of all text after them.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\u202a-\u202e\u2066-\u2069]")
 
 
 def escape(text: object) -> str:
@@ -99,7 +97,8 @@ def page_colours() -> str:
     return f":root{{{themes[0]}}}@media (prefers-color-scheme:dark){{:root{{{themes[1]}}}}}{classes}"
 
 
-def _dark_rules() -> str:
+def dark_rules() -> str:
+    """The dark colours of a drawing that stands by itself."""
     rules = "".join(f".f-{n}{{fill:{dark}}}.s-{n}{{stroke:{dark}}}" for n, (_, dark) in COLOURS.items())
     return f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
 
@@ -141,18 +140,35 @@ def swatch(series: int) -> str:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint8 pixels: [H, W] grey or [H, W, 3] colour."""
-    rows = np.ascontiguousarray(pixels, dtype=np.uint8)
-    height, width = rows.shape[:2]
-    flat = rows.reshape(height, -1)
-    body = np.concatenate([np.zeros((height, 1), np.uint8), flat], axis=1).tobytes()
+    """A PNG file of uint8 pixels: [H, W] or [H, W, 1] grey, or [H, W, 3] colour."""
+    height, width, *colours = np.shape(pixels)
+    rows = np.ascontiguousarray(pixels, dtype=np.uint8).reshape(height, -1)
+    channels = 3 if colours == [3] else 1
+    body = zlib.compress(_filtered(rows, channels).tobytes(), 6)
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if rows.ndim == 3 else 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body, 9)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _filtered(rows: np.ndarray, channels: int) -> np.ndarray:
+    """Rows of bytes as what PNG's filters leave of them, each behind its filter's number.
+
+    Of no filter, left, above, mean and Paeth's, each row gets the one that leaves the least.
+    """
+    x = rows.astype(np.int16)
+    left = np.pad(x, ((0, 0), (channels, 0)))[:, : x.shape[1]]
+    above = np.pad(x, ((1, 0), (0, 0)))[:-1]
+    corner = np.pad(left, ((1, 0), (0, 0)))[:-1]
+    guess = left + above - corner
+    off = [abs(guess - near) for near in (left, above, corner)]
+    paeth = np.where((off[0] <= off[1]) & (off[0] <= off[2]), left, np.where(off[1] <= off[2], above, corner))
+    rest = np.stack([x, x - left, x - above, x - (left + above) // 2, x - paeth]).astype(np.uint8)
+    best = np.abs(rest.view(np.int8).astype(np.int16)).sum(2).argmin(0)
+    return np.concatenate([best[:, None].astype(np.uint8), rest[best, np.arange(len(x))]], axis=1)
 
 
 def sheet_columns(count: int) -> int:
@@ -160,32 +176,56 @@ def sheet_columns(count: int) -> int:
     return max(1, math.ceil(math.sqrt(count)))
 
 
-def contact_sheet(pictures: np.ndarray) -> np.ndarray:
-    """Pictures [n, H, W(, 3)] side by side, [rows·H, columns·W(, 3)]; the rest of the sheet is grey."""
+def contact_sheet(pictures: np.ndarray, *, columns: int | None = None, gap: int = 0, ground: int = 128) -> np.ndarray:
+    """Pictures [n, H, W(, C)] side by side, [h, w(, C)], with ``ground`` between them and after the last."""
     count, height, width, *colours = pictures.shape
-    columns = sheet_columns(count)
+    columns = columns or sheet_columns(count)
     lines = math.ceil(count / columns)
-    full = np.full((lines * columns, height, width, *colours), 128, np.uint8)
-    full[:count] = pictures
-    grid = full.reshape(lines, columns, height, width, *colours).swapaxes(1, 2)
-    return grid.reshape(lines * height, columns * width, *colours)
+    tall, wide = height + gap, width + gap
+    full = np.full((lines * columns, tall, wide, *colours), ground, np.uint8)
+    full[:count, :height, :width] = pictures
+    grid = full.reshape(lines, columns, tall, wide, *colours).swapaxes(1, 2)
+    return grid.reshape(lines * tall, columns * wide, *colours)[: lines * tall - gap, : columns * wide - gap]
 
 
-def pictures_panel(pictures: np.ndarray, width: float) -> tuple[str, float]:
-    """A sheet of pictures ``width`` wide, and its height."""
-    columns = sheet_columns(len(pictures))
-    sheet = contact_sheet(pictures)
-    height = width * sheet.shape[0] / sheet.shape[1]
-    # Enlarged here, since many viewers blur small pictures; runs of equal pixels cost little.
-    grow = max(1, math.ceil(2 * width / sheet.shape[1]))
-    large = sheet.repeat(grow, axis=0).repeat(grow, axis=1)
-    link = "data:image/png;base64," + base64.b64encode(png(large)).decode()
-    box = f'width="{short(width)}" height="{short(height)}"'
-    lines = math.ceil(len(pictures) / columns)
-    gaps = "".join(f"M{short(width * i / columns)} 0v{short(height)}" for i in range(1, columns))
+def enlarged(sheet: np.ndarray, least: int) -> np.ndarray:
+    """A sheet enlarged by the smallest whole factor that makes its longer side at least so long."""
+    by = max(1, math.ceil(least / max(sheet.shape[:2])))
+    return sheet.repeat(by, axis=0).repeat(by, axis=1)
+
+
+def picture_sheet(pictures: np.ndarray, *, gap: int = 2, least: int = 256) -> bytes:
+    """A PNG file of uint8 pictures [n, H, W(, 3)] side by side on white, large enough to be looked at.
+
+    Args:
+        gap: pixels between the pictures, before they are enlarged.
+        least: the whole is enlarged by the smallest whole factor that makes its longer side at least this.
+
+    Raises:
+        ValueError: if there are no pictures, or the array is none of pictures.
+    """
+    if pictures.ndim not in (3, 4) or 0 in pictures.shape or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
+        raise ValueError(f"expected pictures of shape [n, H, W] or [n, H, W, 3], found {list(pictures.shape)}.")
+    return png(enlarged(contact_sheet(pictures, gap=gap, ground=255), least))
+
+
+def pictures_panel(link: str, cells: tuple[int, int], size: tuple[int, int], width: float) -> tuple[str, float]:
+    """A sheet of pictures ``width`` wide, and its height.
+
+    Args:
+        link: the sheet as a data URI but for its beginning.
+        cells: how many pictures stand side by side, and how many lines there are.
+        size: height and width of a picture, in pixels of the sheet.
+    """
+    columns, lines = cells
+    cell = width / columns
+    height = lines * cell * size[0] / size[1]
+    crisp = ' style="image-rendering:pixelated"' if cell > size[1] else ""
+    gaps = "".join(f"M{short(cell * i)} 0v{short(height)}" for i in range(1, columns))
     gaps += "".join(f"M0 {short(height * i / lines)}h{short(width)}" for i in range(1, lines))
-    image = f'<image {box} preserveAspectRatio="none" style="image-rendering:pixelated" href="{link}"/>'
-    return f'{image}<path d="{gaps}" {paint(stroke="bg")} stroke-width="3"/>', height
+    box = f'width="{short(width)}" height="{short(height)}"'
+    image = f'<image {box} preserveAspectRatio="none"{crisp} href="data:{link}"/>'
+    return f'{image}<path d="{gaps}" {paint(stroke="bg")} stroke-width="{short(min(3, cell / 16))}"/>', height
 
 
 # -------------------------------------------------------------------------------------------- points
@@ -227,212 +267,3 @@ def standalone(content: str, width: float, height: float, *, label: str) -> str:
     """An SVG element that stands in a page."""
     box = f'viewBox="0 0 {short(width)} {short(height)}"'
     return f'<svg {box} role="img" aria-label="{escape(label)}">{content}</svg>'
-
-
-# -------------------------------------------------------------------------------------------- charts
-
-
-@dataclass(frozen=True)
-class Line:
-    """A series in a chart: its points, and those of the single runs it is the mean of."""
-
-    series: int
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    runs: Sequence[tuple[Sequence[float], Sequence[float]]] = field(default=())
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """Where values fall in the chart's inner box."""
-
-    width: float
-    height: float
-    x_range: tuple[float, float]
-    log_range: tuple[float, float]
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return (value - low) / (high - low) * self.width
-
-    def y(self, value: float) -> float:
-        low, high = self.log_range
-        return (high - math.log10(value)) / (high - low) * self.height
-
-
-_WIDTH, _HEIGHT = 400.0, 262.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 8.0, 42.0
-#: Above this many times the data's variance a line leaves the chart.
-CUT = 1000.0
-
-
-def line_chart(
-    lines: Sequence[Line],
-    *,
-    label: str,
-    x_words: str,
-    x_end: float,
-    ends: tuple[str, str] | None = None,
-    markers: int = 12,
-) -> str:
-    """Lines over a linear x and a logarithmic y, as a static SVG element.
-
-    Args:
-        label: what it shows, for readers who do not see it.
-        x_words: the x axis' name. x_end: where it ends; it begins at 0.
-        ends: what its two ends mean. markers: about how many markers a line gets.
-    """
-    inner = (_WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM)
-    axes = _Axes(*inner, (-0.015 * x_end, 1.015 * x_end), _log_range(lines))
-    parts = [f'<g transform="translate({_LEFT} {_TOP})">', _y_axis(axes), _x_axis(axes, x_end)]
-    # An inner svg cuts off what leaves it.
-    parts.append(f'<svg width="{inner[0]:g}" height="{inner[1]:g}" overflow="hidden">')
-    parts += [_line(line, axes, markers) for line in lines]
-    parts.append("</svg>")
-    below = inner[1] + 34
-    parts.append(text(inner[0] / 2, below, x_words, fill="muted", extra='text-anchor="middle"'))
-    if ends:
-        parts.append(text(axes.x(0), below, ends[0], fill="muted", extra='text-anchor="start"'))
-        parts.append(text(axes.x(x_end), below, ends[1], fill="muted", extra='text-anchor="end"'))
-    return standalone("".join(parts) + "</g>", _WIDTH, _HEIGHT, label=label)
-
-
-def _log_range(lines: Sequence[Line]) -> tuple[float, float]:
-    values = [y for line in lines for y in line.y] + [1.0]
-    low, high = math.log10(max(min(values), 1e-6)), math.log10(min(max(values), CUT))
-    room = max(0.08 * (high - low), 0.06)
-    return low - room, high + room
-
-
-def _line(line: Line, axes: _Axes, markers: int) -> str:
-    dash = DASHES[line.series % len(DASHES)]
-    look = f'{paint(stroke=colour(line.series))} stroke-linejoin="round"'
-    path = _path(line.x, line.y, axes)
-    single = "".join(_path(x, y, axes) for x, y in line.runs)
-    every = max(1, round(len(line.x) / markers))
-    places = range(len(line.x) - 1, -1, -every)
-    return (
-        (f'<path d="{single}" {look} stroke-width="0.8" stroke-opacity="0.45"/>' if single else "")
-        + f'<path d="{path}" {look} stroke-width="1.9" stroke-dasharray="{dash}"/>'
-        + "".join(marker(axes.x(line.x[i]), axes.y(line.y[i]), line.series) for i in places)
-    )
-
-
-def _path(x: Sequence[float], y: Sequence[float], axes: _Axes) -> str:
-    pairs = [f"{short(axes.x(a))} {short(axes.y(b))}" for a, b in zip(x, y, strict=True)]
-    return "M" + "L".join(pairs) if pairs else ""
-
-
-def _y_axis(axes: _Axes) -> str:
-    low, high = axes.log_range
-    powers = list(range(math.ceil(low), math.floor(high) + 1))
-    ticks = [10.0**p for p in powers]
-    if high - low < 2.6:
-        between = (1, 2, 5) if high - low < 1.4 else (1, 3)
-        ticks = [m * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for m in between]
-        ticks = [v for v in ticks if low <= math.log10(v) <= high]
-    parts = []
-    for value in ticks:
-        y = short(axes.y(value))
-        guess = math.isclose(value, 1)
-        look = f'{paint(stroke="muted")} stroke-dasharray="1 3"' if guess else paint(stroke="grid")
-        parts.append(f'<path d="M0 {y}H{short(axes.width)}" {look}/>')
-        words = f"{value:g}" if value < 1e4 else f"10^{round(math.log10(value))}"
-        parts.append(text(-7, axes.y(value) + 4, words, fill="muted", extra='text-anchor="end"'))
-    return "".join(parts)
-
-
-def _x_axis(axes: _Axes, end: float) -> str:
-    step = _round_step(end / 5)
-    parts = [f'<path d="M0 {short(axes.height)}H{short(axes.width)}" {paint(stroke="rule")}/>']
-    ticks = [i * step for i in range(round(end / step + 1e-9) + 1) if i * step <= end * 1.0001]
-    for value in ticks:
-        x = axes.x(value)
-        parts.append(f'<path d="M{short(x)} {short(axes.height)}v4" {paint(stroke="rule")}/>')
-        words = f"{value:,.0f}" if step >= 1 else f"{value:g}"
-        parts.append(text(x, axes.height + 17, words, fill="muted", extra='text-anchor="middle"'))
-    return "".join(parts)
-
-
-def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-
-
-# ------------------------------------------------------------------------------------------ overview
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A panel of the overview: its heading, a caption below, and what draws it at a width.
-
-    ``draw`` returns the panel and its height.
-    """
-
-    heading: str
-    caption: str
-    draw: Callable[[float], tuple[str, float]]
-    series: int | None = None
-
-
-_PANEL, _GAP, _PER_LINE = 150.0, 14.0, 7
-
-
-def overview(title: str, groups: Sequence[tuple[str, Sequence[Cell]]], caption: str) -> str:
-    """A figure by itself: per group a line of panels (more where they do not fit).
-
-    Args:
-        title: its heading. caption: words below.
-        groups: names of the groups (data sets) and their panels.
-    """
-    widest = min(_PER_LINE, max((len(cells) for _, cells in groups), default=1))
-    width = max(2 * _GAP + widest * (_PANEL + _GAP) - _GAP, 340.0)
-    parts = [text(_GAP, 30, fitted(title, width - 2 * _GAP, 16), size=16, extra='font-weight="600"')]
-    y = 44.0
-    for name, cells in groups:
-        y += 16
-        parts.append(text(_GAP, y, fitted(name, width - 2 * _GAP, 13), size=13, extra='font-weight="600"'))
-        for start in range(0, len(cells), _PER_LINE):
-            content, height = _panel_line(cells[start : start + _PER_LINE])
-            parts.append(f'<g transform="translate({_GAP:g} {short(y + 8)})">{content}</g>')
-            y += height + 14
-        y += 6
-    for line in _wrapped(caption, width - 2 * _GAP):
-        y += 15
-        parts.append(text(_GAP, y, line, fill="muted", size=11))
-    height = y + 14
-    size = f'width="{short(width)}" height="{short(height)}" viewBox="0 0 {short(width)} {short(height)}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{escape(FONT)}" role="img">'
-        f'<title>{escape(title)}</title>{_dark_rules()}<rect width="100%" height="100%" {paint(fill="bg")}/>'
-        + "".join(parts)
-        + "</svg>\n"
-    )
-
-
-def _panel_line(cells: Sequence[Cell]) -> tuple[str, float]:
-    parts, tallest = [], 0.0
-    for i, cell in enumerate(cells):
-        drawing, height = cell.draw(_PANEL)
-        tallest = max(tallest, height)
-        indent = 0.0 if cell.series is None else 11.0
-        mark = "" if cell.series is None else marker(4, 8, cell.series)
-        heading = text(indent, 12, fitted(cell.heading, _PANEL - indent), size=12)
-        caption = text(0, 18 + height + 14, fitted(cell.caption, _PANEL, 11), fill="muted", size=11)
-        parts.append(
-            f'<g transform="translate({short(i * (_PANEL + _GAP))} 0)">{mark}{heading}'
-            f'<g transform="translate(0 18)">{drawing}</g>{caption}</g>'
-        )
-    return "".join(parts), 18 + tallest + 18
-
-
-def _wrapped(words: str, width: float, size: float = 11) -> list[str]:
-    room, lines, line = int(width / (0.53 * size)), [], ""
-    for word in words.split():
-        if line and len(line) + 1 + len(word) > room:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return [*lines, line] if line else lines

@@ -1,0 +1,154 @@
+"""The table of a study: every target's scores, settings and costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from . import plots
+from .plots import escape, number
+from .rows import DUST, Entry, Study, metric_of, words_of
+
+#: So many different settings of a metric are listed.
+_LISTED = 4
+
+
+def leaderboard(study: Study) -> str:
+    """The table of all entries, by data set (HTML)."""
+    metrics = study.metrics()
+    heads = "".join(_metric_head(name, name == study.rank_by) for name in metrics)
+    head = (
+        f'<thead><tr><th scope="col">target</th>{heads}<th scope="col" class="n">learning rate</th>'
+        '<th scope="col" class="n">parameters</th><th scope="col" class="n">time</th></tr></thead>'
+    )
+    bodies = "".join(_table_group(study, data, metrics) for data in study.groups)
+    hidden = ""
+    if study.hidden:
+        runs, are = ("1 run", "is") if study.hidden == 1 else (f"{study.hidden} runs", "are")
+        hidden = f"<p>{runs} at other learning rates did no better and {are} not listed.</p>"
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Leaderboard, scrolls sideways">'
+        f"<table>{head}{bodies}</table></div>{_definitions(study, metrics)}{hidden}"
+    )
+
+
+def _metric_head(name: str, ranks: bool) -> str:
+    words = escape(name).replace("_", "_<wbr>")
+    sort = ' aria-sort="ascending"' if ranks else ""
+    return f'<th scope="col" class="n"{sort}>{words}{"<small>ranked by this</small>" if ranks else ""}</th>'
+
+
+def _table_group(study: Study, data: str, metrics: Sequence[str]) -> str:
+    floors = "".join(f'<td class="n">{number(study.floor(data, m))}</td>' for m in metrics)
+    rows = "".join(_table_row(study, entry, metrics) for entry in study.ranked(data))
+    return (
+        f'<tbody><tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 4}">'
+        f"<span>{escape(data)}</span></th></tr>"
+        f'{rows}<tr class="floor"><th scope="row">real data (floor)</th>{floors}<td colspan="3"></td></tr></tbody>'
+    )
+
+
+def _table_row(study: Study, entry: Entry, metrics: Sequence[str]) -> str:
+    head = f'<th scope="row">{plots.swatch(entry.series)}<span>{escape(entry.label)}</span>{_remarks(entry)}</th>'
+    if entry.finished:
+        values = "".join(_value_cell(study, entry, metric) for metric in metrics)
+    else:
+        row = entry.runs[0]
+        reason = f": {escape(row['reason'])}" if row.get("reason") else ""
+        values = f'<td colspan="{len(metrics)}" class="bad"><b>{escape(row.get("status"))}</b>{reason}</td>'
+    params = next((row["params"] for row in entry.runs if row.get("params") is not None), None)
+    times = [row["wall_s"] for row in entry.finished or entry.runs if row.get("wall_s") is not None]
+    return (
+        f'<tr>{head}{values}<td class="n rate">{_rate(entry)}</td>'
+        f'<td class="n">{"–" if params is None else f"{params:,}"}</td>'
+        f'<td class="n">{duration(statistics.fmean(times)) if times else "–"}</td></tr>'
+    )
+
+
+def _remarks(entry: Entry) -> str:
+    """Below a target's name: the times it covers, where not all, and which seeds did not finish."""
+    remarks = []
+    span = entry.shown.get("t_range")
+    if isinstance(span, list) and [float(t) for t in span] != [0.0, 1.0]:
+        remarks.append(f"t from {span[0]:g} to {span[1]:g}")
+    lost = [row for row in entry.runs if row not in entry.finished]
+    if len(entry.runs) > 1:
+        remarks.append(f"{len(entry.runs)} seeds")
+    if lost and entry.finished:
+        told = ", ".join(f"seed {words_of(row.get('seed'))} {row.get('status')}" for row in lost)
+        remarks.append(told)
+    return f"<small>{escape('; '.join(remarks))}</small>" if remarks else ""
+
+
+def _value_cell(study: Study, entry: Entry, metric: str) -> str:
+    value = entry.value(metric)
+    least = min((v for e in study.groups[entry.data] if (v := e.value(metric)) is not None), default=None)
+    several = len(study.groups[entry.data]) > 1
+    mark = several and value is not None and value == least and value >= DUST
+    words = number(value)
+    if len(entry.values(metric)) > 1:
+        words += f"<small>± {number(entry.spread(metric))}</small>"
+    return f'<td class="n">{f"<b>{words}</b>" if mark else words}</td>'
+
+
+def _rate(entry: Entry) -> str:
+    rates = sorted({row["lr"] for row in entry.runs if row.get("lr") is not None})
+    tried = sorted({lr for row in entry.runs for lr in row.get("lr_tried") or []})
+    words = ", ".join(f"{lr:g}" for lr in rates) or "–"
+    if len(tried) < 2 or not rates:
+        return escape(words)
+    edge = "largest" if tried[-1] in rates else "smallest" if tried[0] in rates else ""
+    # The best of a range lies safely inside it, or may lie beyond its end.
+    return escape(words) + f"<small>best of {len(tried)}{f', the {edge} tried' if edge else ''}</small>"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
+
+
+def _definitions(study: Study, metrics: Sequence[str]) -> str:
+    """What the metrics mean, and what each was measured on (HTML)."""
+    from ..metrics import METRICS  # imports torch
+
+    known = ""
+    for name in metrics:
+        words = escape(METRICS[name].words) if name in METRICS else ""
+        measured = _measured(study, name)
+        if words or measured:
+            known += f"<div><dt>{escape(name)}</dt><dd>{words}{measured}</dd></div>"
+    floor = (
+        "<p>Smaller is better. The floor is what as many fresh real data get: no model can be expected to do "
+        "better. In bold: the lowest value of each column.</p>"
+    )
+    return floor + (f'<dl class="words">{known}</dl>' if known else "")
+
+
+def _measured(study: Study, metric: str) -> str:
+    """What a metric was measured on and with, as the rows tell it (HTML)."""
+    told: dict[str, list[Any]] = {}
+    for entry in study.entries:
+        for row in entry.runs:
+            about = metric_of(row, metric).get("about")
+            for key, value in about.items() if isinstance(about, dict) else ():
+                told.setdefault(str(key), []).append(value)
+    facts = [f"{key.replace('_', ' ')} {_alternatives(values)}" for key, values in told.items()]
+    return f"<small>measured on: {escape(', '.join(facts))}</small>" if facts else ""
+
+
+def _alternatives(values: Sequence[Any]) -> str:
+    """All different values in words: numbers as the range they span."""
+    numeric = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numeric) == len(values):
+        return " to ".join(_figure(v) for v in sorted({min(numeric), max(numeric)}))
+    different = list(dict.fromkeys(_figure(v) for v in values))
+    more = len(different) - _LISTED
+    return " or ".join(different[:_LISTED]) + (f" or {more} more" if more > 0 else "")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else words_of(value)

@@ -1,0 +1,186 @@
+"""The rows of a leaderboard, in order: by data set, then by target."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+#: What is below this is rounding dust, and no difference.
+DUST = 1e-7
+#: Known targets come in this order, and so keep their colours from study to study.
+_KNOWN = ("x0", "velocity", "eps", "v", "score", "edm", "k")
+#: What else may set two runs of one target apart; named where it does.
+_VARIANTS = ("network", "schedule", "loss_space", "weighting", "times", "time", "input", "t_range", "steps")
+
+
+@dataclass
+class Entry:
+    """One target on one data set: its runs, one a seed."""
+
+    data: str
+    series: int
+    label: str
+    runs: list[Row] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[Row]:
+        return [row for row in self.runs if row.get("status", "finished") == "finished"]
+
+    @property
+    def shown(self) -> Row:
+        """The run whose samples are drawn: the first that finished."""
+        return (self.finished or self.runs)[0]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric's finite values, one a finished run."""
+        found = [metric_of(row, metric).get("value") for row in self.finished]
+        return [float(v) for v in found if v is not None and math.isfinite(v)]
+
+    def value(self, metric: str) -> float | None:
+        values = self.values(metric)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, metric: str) -> float:
+        values = self.values(metric)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass
+class Study:
+    """The rows of a leaderboard by data set and target.
+
+    Attributes:
+        labels: the targets' names on the page, by series.
+        groups: the entries of each data set, in the order of the series.
+        hidden: runs at other learning rates, which are not shown.
+    """
+
+    rank_by: str
+    labels: list[str]
+    groups: dict[str, list[Entry]]
+    hidden: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], rank_by: str) -> Study:
+        listed = [row for row in rows if row.get("best_lr", True)]
+        keys = _series_keys(listed)
+        order = sorted(dict.fromkeys(keys), key=_known)
+        labels = _labels(order)
+        groups: dict[str, list[Entry]] = {}
+        for row, key in zip(listed, keys, strict=True):
+            entries = groups.setdefault(str(row.get("data", "data")), [])
+            series = order.index(key)
+            entry = next((e for e in entries if e.series == series), None)
+            if entry is None:
+                entry = Entry(str(row.get("data", "data")), series, labels[series])
+                entries.append(entry)
+            entry.runs.append(row)
+        for entries in groups.values():
+            entries.sort(key=lambda e: e.series)
+            for entry in entries:
+                entry.runs.sort(key=lambda r: r.get("seed") or 0)
+        return cls(rank_by, labels, groups, len(rows) - len(listed))
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for entries in self.groups.values() for entry in entries]
+
+    def metric(self, data: str) -> str:
+        """What ranks a data set: the study's metric where it applies, else the first that does."""
+        names = self.metrics([data])
+        return self.rank_by if self.rank_by in names or not names else names[0]
+
+    def metrics(self, data: Iterable[str] | None = None) -> list[str]:
+        """All metrics' names, the ranking one first."""
+        groups = self.groups if data is None else data
+        rows = [row for name in groups for e in self.groups[name] for row in e.runs]
+        names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
+        return sorted(names, key=lambda name: name != self.rank_by)
+
+    def floor(self, data: str, metric: str) -> float | None:
+        """What as many fresh real data get."""
+        found = (metric_of(row, metric).get("floor") for e in self.groups[data] for row in e.runs)
+        return next((float(v) for v in found if v is not None), None)
+
+    def ranked(self, data: str, metric: str | None = None) -> list[Entry]:
+        """The entries of a data set, the best first and what has no value last."""
+        name = metric or self.metric(data)
+
+        def place(entry: Entry) -> tuple[float, int]:
+            value = entry.value(name)
+            return (math.inf if value is None else value, entry.series)
+
+        return sorted(self.groups[data], key=place)
+
+
+def metric_of(row: Row, name: str) -> dict[str, Any]:
+    return (row.get("metrics") or {}).get(name) or {}
+
+
+def _series_keys(rows: Sequence[Row]) -> list[str]:
+    """What makes runs one series, as JSON: the target and its variant, without data, seed and rate.
+
+    A run that failed early may know no more than its target's name: it joins the one series of that
+    name. Runs that agree in all that is known and in their seed are told apart by a count.
+    """
+    keys, seen = [], Counter[tuple[str, str, str]]()
+    rates = not any("best_lr" in row for row in rows)
+    complete = [_identity(row, rates) for row in rows if row.get("status") != "failed"]
+    for row in rows:
+        identity = _identity(row, rates)
+        if row.get("status") == "failed" and identity not in complete:
+            same = {json.dumps(i, sort_keys=True): i for i in complete if _name(i) == _name(identity)}
+            identity = next(iter(same.values())) if len(same) == 1 else identity
+        place = (str(row.get("data")), json.dumps(identity, sort_keys=True), str(row.get("seed")))
+        seen[place] += 1
+        keys.append(json.dumps({**identity, "again": seen[place]}, sort_keys=True))
+    return keys
+
+
+def _identity(row: Row, rates: bool) -> dict[str, Any]:
+    """The target and its variant; with the learning rate where rates were not chosen among."""
+    identity = {"target": row.get("target"), **{k: row[k] for k in _VARIANTS if k in row}}
+    return {**identity, "lr": row.get("lr")} if rates else identity
+
+
+def _name(identity: dict[str, Any]) -> str:
+    target = identity.get("target")
+    return str(target.get("name", "?")) if isinstance(target, dict) else str(target)
+
+
+def _known(key: str) -> int:
+    name = _name(json.loads(key))
+    return _KNOWN.index(name) if name in _KNOWN else len(_KNOWN)
+
+
+def _labels(keys: Sequence[str]) -> list[str]:
+    """A name for each series: its target, and whatever sets it apart from others of that target."""
+    identities = [json.loads(key) for key in keys]
+    labels = []
+    for identity in identities:
+        rivals = [i for i in identities if i["target"] == identity["target"]]
+        parts = [words_of(identity["target"])]
+        for name in (*_VARIANTS, "lr"):
+            if len({json.dumps(i.get(name), sort_keys=True) for i in rivals}) > 1:
+                told = words_of(identity.get(name))
+                parts.append(told if name == "network" else f"{name} {told}")
+        labels.append(", ".join(parts) + (f" #{identity['again']}" if identity["again"] > 1 else ""))
+    return labels
+
+
+def words_of(value: Any) -> str:
+    """A setting as a reader writes it."""
+    if isinstance(value, dict):
+        rest = ", ".join(f"{k}={words_of(v)}" for k, v in value.items() if k != "name")
+        name = str(value.get("name", ""))
+        return f"{name}({rest})" if rest else name
+    if isinstance(value, list):
+        return "[" + ", ".join(words_of(v) for v in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
