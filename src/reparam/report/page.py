@@ -43,6 +43,7 @@ def _facts(study: Study) -> str:
         ("network", ""),
         ("loss_space", "loss in "),
         ("weighting", "weighting "),
+        ("guidance", "by class, guidance "),
         ("seed", "seed "),
     ):
         values = {words_of(row.get(name)) for row in rows if row.get("status") != "failed"}

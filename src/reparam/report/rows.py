@@ -17,7 +17,10 @@ DUST = 1e-7
 #: Known targets come in this order, and so keep their colours from study to study.
 _KNOWN = ("x0", "velocity", "eps", "v", "score", "edm", "k")
 #: What else may set two runs of one target apart; named where it does.
-_VARIANTS = ("network", "schedule", "loss_space", "weighting", "times", "time", "input", "t_range", "steps")
+_VARIANTS = (
+    *("network", "schedule", "loss_space", "weighting", "times", "time", "input", "t_range", "steps"),
+    *("conditional", "guidance"),
+)
 
 
 @dataclass

@@ -39,7 +39,7 @@ from .recipe import RunConfig, SampleConfig
 
 RESULT, RESUME = "result.json", "resume.safetensors"
 #: Of how many samples the way from noise to data is kept: points, and pictures at most.
-SHOWN, SHOWN_PICTURES = 256, 36
+SHOWN, SHOWN_PICTURES = 256, 40
 #: Numbers that the way may take; fewer large pictures are shown.
 _WAY = 2**26
 #: Side of the pictures kept of the way; larger ones are averaged down.
@@ -227,7 +227,7 @@ def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
         "weighting": config.weighting,
         "t_range": config.t_range,
         "conditional": config.conditional,
-        "guidance": config.sample.guidance,
+        "guidance": config.sample.guidance if config.conditional else None,
         "lr": config.train.lr,
         "seed": config.seed,
         "steps": config.train.steps,
@@ -328,8 +328,24 @@ def labels_like(data: Data, n: int) -> Tensor:
     assert data.labels is not None
     in_order = data.labels.sort().values
     chosen = in_order[((torch.arange(n) + 0.5) / n * len(in_order)).long()]
-    turn = torch.cat([torch.arange(int((chosen == k).sum())) for k in chosen.unique()])
-    return chosen[turn.argsort(stable=True)]
+    return chosen[_going_round(chosen)]
+
+
+def _going_round(y: Tensor) -> Tensor:
+    """An order of labels [n] in which the first of each class come first, then the second of each; int64 [n]."""
+    turn = torch.empty_like(y)
+    for k in y.unique():
+        turn[y == k] = torch.arange(int((y == k).sum()))
+    return (turn * (int(y.max()) + 1) + y).argsort()
+
+
+def _shown(config: RunConfig, data: Data, kind: str) -> int:
+    """Of how many samples the way is kept; of a few classes, as many of each."""
+    if kind != "pictures":
+        return SHOWN
+    most = min(SHOWN_PICTURES, _WAY // (config.sample.steps * math.prod(data.shape)))
+    each = most // len(data.classes) * len(data.classes) if config.conditional else 0
+    return max(4, each or most)
 
 
 def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: Denoiser, folder: Path) -> None:
@@ -337,23 +353,22 @@ def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: De
     n = _count(config, data)
     y = labels_like(data, n) if config.conditional else None
     view = view_of(data)
-    shown = SHOWN
-    if view.kind == "pictures":
-        shown = max(4, min(SHOWN_PICTURES, _WAY // (config.sample.steps * math.prod(data.shape))))
-    x, way = draw_samples(denoiser, config.sample, data, n, y, shown=shown)
+    x, way = draw_samples(denoiser, config.sample, data, n, y, shown=_shown(config, data, view.kind))
     kept = x.numpy() if data.pictures else data.original(x).numpy()
     write_arrays(folder / "samples.npz", x=kept, **({} if y is None else {"y": y.numpy()}))
-    names = {}
-    fresh = data.fresh(way.x0.shape[1])
+    shown = way.x0.shape[1]
+    real_shown, names = data.fresh(shown), {}
     if y is not None and data.heldout_labels is not None:
-        asked = {"labels": y[: way.x0.shape[1]], "real_labels": data.heldout_labels[: len(fresh)]}
+        first = _going_round(data.heldout_labels)[:shown]
+        real_shown = data.normalised(data.heldout[first])
+        asked = {"labels": y[:shown], "real_labels": data.heldout_labels[first]}
         names = {key: np.asarray([data.classes[i] for i in value]) for key, value in asked.items()}
-    final = data.normalised(x[: way.x0.shape[1]])
+    final = data.normalised(x[:shown])
     write_arrays(
         folder / "trajectory.npz",
         frames=view.compact(_reduced(torch.cat([way.x0.cpu(), final[None]]))),
         times=np.asarray(way.times),
-        real=view.compact(_reduced(fresh)),
+        real=view.compact(_reduced(real_shown)),
         kind=np.asarray(view.kind),
         axes=np.asarray(view.axes),
         **names,
