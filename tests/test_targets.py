@@ -8,11 +8,24 @@ from hypothesis import strategies as st
 
 import reparam as rp
 from reparam.errors import SingularTime, UnknownName
-from reparam.targets import TARGETS, Target
+from reparam.targets import Target
 from reparam.weightings import Capped, Space, weighting
 
 SCHEDULES = [rp.RectifiedFlow(), rp.RectifiedFlow(noise_scale=3.0), rp.Cosine(), rp.DDPM()]
-PAIRS = list(itertools.product(TARGETS, TARGETS))
+#: Every target, by a short name; those that need arguments with some.
+NAMED = {
+    **{name: name for name in ("x0", "eps", "v", "velocity", "score", "edm", "k")},
+    "edm(1)": {"name": "edm", "sigma_data": 1.0},
+    "k(0.9)": {"name": "k", "k": 0.9},
+    "linear": {"name": "linear", "p": "-0.3 * sigma", "q": "sqrt(alpha) + 0.5"},
+}
+PAIRS = list(itertools.product(NAMED, NAMED))
+
+
+def named(name):
+    return rp.target(NAMED[name])
+
+
 EPS = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
 
 
@@ -28,7 +41,7 @@ def draw(dtype=torch.float64, n=64, d=7, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_conversion_error_is_within_the_declared_bound(schedule, source, to, dtype):
     """Design: at most 16·κ·eps, at all t incl. close to both ends, relative to the size of the answer."""
-    a, b = rp.target(source), rp.target(to)
+    a, b = named(source), named(to)
     t = torch.cat([torch.logspace(-6, -1, 24), torch.linspace(0.1, 0.9, 17), 1 - torch.logspace(-1, -6, 23)]).double()
     x0, eps = draw(n=len(t))
     x_t = schedule.add_noise(x0, eps, t).to(dtype)  # rounded once: the input of the conversion
@@ -73,23 +86,43 @@ def test_velocity_is_the_time_derivative_of_x_t():
 
 
 # (target, schedule, end) → what happens on the way to x0: "exact", or an error.
-ENDS = {
-    **{(name, s, 0.0): "exact" for name in TARGETS for s in ("rectified_flow", "cosine", "ddpm")},
-    **{(name, s, 1.0): "exact" for name in ("x0", "v", "velocity") for s in ("rectified_flow", "cosine", "ddpm")},
-    ("eps", "rectified_flow", 1.0): SingularTime,
-    ("eps", "cosine", 1.0): SingularTime,
-    ("eps", "ddpm", 1.0): "exact",  # its table never becomes pure noise
+PATHS = {
+    "rectified_flow": rp.RectifiedFlow(),
+    "noise_scale": rp.RectifiedFlow(2.0),
+    "cosine": rp.Cosine(),
+    "ddpm": rp.DDPM(),
+    "scaled_linear": rp.DDPM("scaled_linear"),
+    "squared_cosine": rp.DDPM("squared_cosine"),
+    "zero_terminal_snr": rp.DDPM("scaled_linear", zero_terminal_snr=True),
+    "ve": rp.VE(0.01, 50.0),
+    "path": rp.schedules.Path("(1 - t)**2", "t * (2 - t)"),
 }
+#: Those that end in pure noise.
+PURE = ("rectified_flow", "noise_scale", "cosine", "zero_terminal_snr", "path")
+ENDS = {(name, s, end): "exact" for name in NAMED for s in PATHS for end in (0.0, 1.0)}
+ENDS |= {(name, s, 1.0): SingularTime for name in ("eps", "score") for s in PURE}
+# The score itself is infinite where there is no noise, and so is dσ/dt of VE.
+ENDS |= {("score", s, 0.0): "infinite" for s in PATHS}
+ENDS["velocity", "ve", 0.0] = "infinite"
+ENDS["velocity", "path", 1.0] = SingularTime  # the path stands still there
 
 
 @pytest.mark.parametrize(("name", "schedule", "t"), ENDS, ids=str)
 def test_both_ends_of_time(name, schedule, t):
-    schedule, target = rp.schedule(schedule), rp.target(name)
+    expected, label = ENDS[name, schedule, t], schedule
+    schedule, target = PATHS[schedule], named(name)
     x0, eps = draw()
-    x_t, y = schedule.add_noise(x0, eps, t), target.encode(x0, eps, t, schedule)
-    expected = ENDS[name, schedule.name, t]
+    x_t = schedule.add_noise(x0, eps, t)
+    if expected == "infinite":
+        with pytest.raises(SingularTime, match=rf"has no finite value at t = {t:g}.*sigma = 0"):
+            target.encode(x0, eps, t, schedule)
+        # x0 is x_t/α there all the same, whatever is predicted.
+        torch.testing.assert_close(target.to_x0(eps, x_t, t, schedule), x0, rtol=0, atol=1e-10)
+        return
+    y = target.encode(x0, eps, t, schedule)
     if expected == "exact":
-        torch.testing.assert_close(target.to_x0(y, x_t, t, schedule), x0, rtol=0, atol=1e-10)
+        size = 1 + float(schedule.sigma(t)) * EPS[torch.float64] / 1e-13
+        torch.testing.assert_close(target.to_x0(y, x_t, t, schedule), x0, rtol=0, atol=1e-10 * size), label
     else:
         with pytest.raises(expected, match=rf"{name} cannot be converted to x0 at t = 1 under .*alpha = 0.*t_range"):
             target.to_x0(y, x_t, t, schedule)
@@ -105,8 +138,8 @@ def test_noise_is_lost_at_the_data_end_for_x0():
 
 def test_at_sigma_zero_x0_is_x_t_whatever_the_prediction():
     x0, eps = draw()
-    for name in TARGETS:
-        assert torch.equal(rp.target(name).to_x0(eps * 100, x0, 0.0, rp.Cosine()), x0)
+    for name in NAMED:
+        assert torch.equal(named(name).to_x0(eps * 100, x0, 0.0, rp.Cosine()), x0)
 
 
 def test_batched_times_equal_single_ones():
@@ -142,7 +175,7 @@ def test_singular_times_are_found_by_sign_changes():
 @pytest.mark.parametrize(("own", "space"), PAIRS)
 def test_loss_space_is_a_weight(schedule, own, space):
     """weight·(ŷ − y)² == (conv(ŷ) − conv(y))², to rounding."""
-    a, s = rp.target(own), rp.target(space)
+    a, s = named(own), named(space)
     t = torch.linspace(0.02, 0.98, 64).double()
     x0, eps = draw()
     x_t, y = schedule.add_noise(x0, eps, t), a.encode(x0, eps, t, schedule)
@@ -175,8 +208,8 @@ def test_by_name():
     assert rp.target("epsilon") == rp.target("eps")
     assert rp.target("flow_prediction") == rp.target("velocity")
     assert rp.target("sample") == rp.target("x0")
-    for name in TARGETS:
-        assert rp.target(rp.target(name).config()) == rp.target(name)
+    for name in NAMED:
+        assert rp.target(named(name).config()) == named(name)
     with pytest.raises(UnknownName, match=r"unknown target 'v_pred'. Did you mean 'v_prediction'"):
         rp.target("v_pred")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .denoiser import Conventions, Denoiser, Posterior
     from .objective import Objective
     from .samplers import DDIM, Euler, Heun, Trajectory, sample
-    from .schedules import DDPM, Cosine, RectifiedFlow, Schedule, schedule
+    from .schedules import DDPM, VE, Cosine, Elementwise, Path, RectifiedFlow, Schedule, schedule
     from .spec import Spec, load, save
     from .studies import study
     from .targets import Target, convert, target
@@ -25,7 +25,7 @@ _FROM = {
     "denoiser": ["Conventions", "Denoiser", "Posterior"],
     "objective": ["Objective"],
     "samplers": ["DDIM", "Euler", "Heun", "Trajectory", "sample"],
-    "schedules": ["DDPM", "Cosine", "RectifiedFlow", "Schedule", "schedule"],
+    "schedules": ["DDPM", "VE", "Cosine", "Elementwise", "Path", "RectifiedFlow", "Schedule", "schedule"],
     "spec": ["Spec", "load", "save"],
     "studies": ["study"],
     "targets": ["Target", "convert", "target"],
@@ -37,13 +37,16 @@ _MODULES = ["errors", "guidance", "metrics", "networks", "samplers", "schedules"
 __all__ = [
     "DDIM",
     "DDPM",
+    "VE",
     "Conventions",
     "Cosine",
     "Denoiser",
+    "Elementwise",
     "Euler",
     "Heun",
     "LogitNormal",
     "Objective",
+    "Path",
     "Posterior",
     "RectifiedFlow",
     "Schedule",

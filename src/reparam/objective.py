@@ -20,7 +20,7 @@ from . import times as noise_levels
 from .denoiser import Conventions, Denoiser
 from .errors import Conflict, ReparamError, SingularTime
 from .schedules import DDPM, Schedule, Time, as_time, like
-from .targets import Target
+from .targets import KTarget, Target
 from .times import Times, Uniform, open_uniform
 from .weightings import Space, Weighting
 
@@ -64,10 +64,26 @@ class Objective(nn.Module):
                 "weighting. Give one of the two."
             )
         self.loss_space = None if loss_space is None else targets.target(loss_space)
+        self._given = weighting
+        self._learn()
         own_space = Space(self.loss_space or self.conventions.target)
         self.weighting = own_space if weighting is None else weightings.weighting(weighting)
         self._drawn = noise_levels.times(times)
         self.times = self._drawn.within(*self.conventions.t_range)
+
+    def _learn(self) -> None:
+        """Where the target itself is learned, give it a parameter that is part of this module."""
+        kind = self.conventions.target
+        if not (isinstance(kind, KTarget) and kind.learned):
+            return
+        if self.loss_space is None and self._given is None:
+            raise Conflict(
+                "a learned k needs a loss that does not change with it: give loss_space (for example 'velocity') or "
+                "a weighting."
+            )
+        learned = kind.to_learn()
+        self.k_logit = learned.parameter
+        object.__setattr__(self.conventions, "target", learned)
 
     @property
     def schedule(self) -> Schedule:
@@ -98,6 +114,7 @@ class Objective(nn.Module):
         eps: Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        x0_std: Tensor | float | None = None,
     ) -> Tensor:
         """One loss per sample.
 
@@ -108,6 +125,8 @@ class Objective(nn.Module):
             eps: standard normal noise of x0's shape; drawn if not given.
             cond: passed on to the network.
             generator: for whatever is drawn, on x0's device; times are drawn before noise.
+            x0_std: where the data are Gaussian around x0, their standard deviation, broadcast against
+                x0: the network then learns the posterior mean of such data (see :func:`blurred`).
 
         Returns:
             Shape [B], float32 or better: the weighted squared error, averaged over elements.
@@ -120,24 +139,33 @@ class Objective(nn.Module):
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         if eps.shape != x0.shape:
             raise ReparamError(f"eps has shape {list(eps.shape)}, x0 {list(x0.shape)}; they must be the same.")
-        x_t = self.schedule.add_noise(x0, eps, t64)
+        if x0_std is None:
+            x_t = self.schedule.add_noise(x0, eps, t64)
+        else:
+            x_t, x0, eps = blurred(x0, eps, x0_std, t64, self.schedule)
         y = self.target.encode(x0, eps, t64, self.schedule)
-        error = (self.conventions.call(net, x_t, t64, cond or {}) - y).flatten(1)
+        error = self.conventions.call(net, x_t, t64, cond or {}) - y
         weight = self.weight(t64)
         if not bool(weight.isfinite().all()):
-            bad = t64.expand(weight.shape)[~weight.isfinite()].flatten()[0].item()
+            lost = ~weight.isfinite().reshape(*t64.shape, -1).all(-1) if weight.ndim > t64.ndim else ~weight.isfinite()
+            bad = t64.expand(lost.shape)[lost].flatten()[0].item()
             raise SingularTime(
                 f"the weight of this loss ({self.weighting}) on an error in {self.target.name} is not finite at "
                 f"t = {bad:g}; keep t away from there, or cap it: weighting=Capped(...)."
             )
         with torch.autocast(error.device.type, enabled=False):  # which would round the sum to bfloat16
-            squared = torch.linalg.vecdot(error, error)
-        return like(weight, squared) * squared / error.shape[1]
+            if weight.ndim > t64.ndim:  # by element, or by direction
+                flat = self.target.apply(weight.sqrt(), error).flatten(1)
+                return torch.linalg.vecdot(flat, flat) / flat.shape[1]
+            flat = error.flatten(1)
+            squared = torch.linalg.vecdot(flat, flat)
+        return like(weight, squared) * squared / flat.shape[1]
 
     def denoiser(self, net: nn.Module, data: dict[str, Any] | None = None) -> Denoiser:
         """The network as a denoiser under the conventions it was trained with."""
         c = self.conventions
-        denoiser = Denoiser(net, c.schedule, c.target, time=c.time, input=c.input, t_range=c.t_range, data=data)
+        predicted = c.target.frozen() if isinstance(c.target, KTarget) else c.target
+        denoiser = Denoiser(net, c.schedule, predicted, time=c.time, input=c.input, t_range=c.t_range, data=data)
         denoiser.training_record = self.record()
         return denoiser
 
@@ -148,3 +176,23 @@ class Objective(nn.Module):
             "weighting": self.weighting.config(),
             "times": self._drawn.config(),  # t_range is recorded by itself
         }
+
+
+def blurred(
+    x0: Tensor, eps: Tensor, std: Tensor | float, t: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""(x_t, E[z | x_t, x0], E[ε | x_t, x0]) for data z ~ N(x0, s²) under x_t = α z + σ ε.
+
+    With r² = α² s² + σ² one draw of noise serves both: x_t = α x0 + r n, and the two means, which a
+    linear target's expected value is made of, are x0 + (α s²/r) n and (σ/r) n.
+
+    Args:
+        x0, eps: shape [B, …]; eps is the draw n. std: s, broadcast against x0.
+    """
+    alpha, sigma = like(schedule.alpha(t), x0), like(schedule.sigma(t), x0)
+    s = torch.as_tensor(std, dtype=x0.dtype, device=x0.device)
+    sigma = sigma * torch.ones_like(s)
+    r = torch.hypot(alpha * s, sigma)
+    # Where there is no noise at all x_t is x0, and ε is what was drawn, as without a standard deviation.
+    share = torch.where(r > 0, sigma / r, 1)
+    return alpha * x0 + r * eps, x0 + torch.where(r > 0, alpha * s**2 / r, 0) * eps, share * eps

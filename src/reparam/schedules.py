@@ -16,13 +16,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .errors import TimeOutOfRange, Unsupported, unknown
+from .errors import ReparamError, TimeOutOfRange, Unsupported, unknown
+from .expressions import parsed
 
 Time = float | Tensor
 
@@ -198,6 +200,28 @@ class Cosine(Schedule):
         return torch.where(log_snr > 0, near_data, near_noise)
 
 
+def _linear(T: int, start: float, end: float) -> Tensor:
+    return torch.linspace(start, end, T, dtype=torch.float64)
+
+
+def _scaled_linear(T: int, start: float, end: float) -> Tensor:
+    return torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
+
+
+def _squared_cosine(T: int, start: float, end: float) -> Tensor:
+    t = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+    signal = torch.cos((t + 0.008) / 1.008 * (math.pi / 2)) ** 2
+    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+
+
+#: Beta tables: how they are made, and from where to where they go (0, 0: that is fixed).
+BETAS: dict[str, tuple[Callable[[int, float, float], Tensor], tuple[float, float]]] = {
+    "linear": (_linear, (1e-4, 0.02)),
+    "scaled_linear": (_scaled_linear, (0.00085, 0.012)),
+    "squared_cosine": (_squared_cosine, (0.0, 0.0)),
+}
+
+
 @dataclass(frozen=True)
 class DDPM(Schedule):
     """The discrete process of DDPM, made continuous.
@@ -207,28 +231,51 @@ class DDPM(Schedule):
     α² + σ² = 1 everywhere. Derivatives are those of the interval that ends at t.
 
     Args:
-        betas: "linear", from 1e-4 to 0.02 (Ho et al., arXiv 2006.11239, section 4).
+        betas: "linear", from 1e-4 to 0.02 (Ho et al., arXiv 2006.11239, section 4);
+            "scaled_linear", linear in sqrt(β), from 0.00085 to 0.012 (Stable Diffusion);
+            "squared_cosine" (Nichol & Dhariwal, arXiv 2102.09672, eq. 17, β at most 0.999).
         T: the number of steps.
+        zero_terminal_snr: shift and scale sqrt(ᾱ) so that the last step is pure noise
+            (Lin et al., arXiv 2305.08891, algorithm 1). A fact of its own, whatever the target.
+        beta_start, beta_end: others than the table's own ends.
     """
 
     name: ClassVar[str] = "ddpm"
     smooth: ClassVar[bool] = False
     betas: str = "linear"
     T: int = 1000
+    zero_terminal_snr: bool = False
+    beta_start: float | None = None
+    beta_end: float | None = None
     # Angle from the data, and from the noise, at t = 0, 1/T, …, 1: both are kept because
     # each is exact at its own end.
     _angles: tuple[Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.betas != "linear":
-            raise unknown("beta table", self.betas, ["linear"])
+        if self.betas not in BETAS:
+            raise unknown("beta table", self.betas, BETAS)
         if not (isinstance(self.T, int) and self.T >= 2):
             raise Unsupported(f"T must be an integer of at least 2, found {self.T!r}.")
-        betas = torch.linspace(1e-4, 0.02, self.T, dtype=torch.float64)
-        log_signal = torch.log1p(-betas).cumsum(0)  # log of the product of 1 − β
-        alpha = torch.cat([torch.ones(1, dtype=torch.float64), (log_signal / 2).exp()])
-        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), (-torch.expm1(log_signal)).sqrt()])
+        alpha, sigma = self._table()
+        if self.zero_terminal_snr:
+            alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+            sigma = ((1 - alpha) * (1 + alpha)).sqrt()
+        alpha = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
+        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma])
         object.__setattr__(self, "_angles", (torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)))
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """sqrt(ᾱ) and sqrt(1 − ᾱ) at the steps."""
+        make, ends = BETAS[self.betas]
+        start, end = (
+            own if own is not None else e for own, e in zip((self.beta_start, self.beta_end), ends, strict=True)
+        )
+        if ends == (0.0, 0.0) and (start, end) != ends:
+            raise Unsupported(f"the beta table {self.betas} has no beta_start and beta_end.")
+        if ends != (0.0, 0.0) and not 0 < start <= end < 1:
+            raise Unsupported(f"beta_start and beta_end must satisfy 0 < start <= end < 1, found {start!r}, {end!r}.")
+        log_signal = torch.log1p(-make(self.T, start, end)).cumsum(0)  # log of the product of 1 − β
+        return (log_signal / 2).exp(), (-torch.expm1(log_signal)).sqrt()
 
     def time(self, step: int | Tensor) -> Tensor:
         """The time t = (k + 1)/T of the integer step k, in float64.
@@ -306,7 +353,207 @@ class DDPM(Schedule):
         return (low + (angle - start) / (end - start)) / self.T
 
 
-SCHEDULES: dict[str, type[Schedule]] = {s.name: s for s in (RectifiedFlow, Cosine, DDPM)}
+@dataclass(frozen=True)
+class VE(Schedule):
+    """α = 1 and σ = σ_min sqrt(r^(2t) − 1), r = σ_max/σ_min: noise is added, data are kept.
+
+    The marginal of the variance-exploding SDE (Song et al., arXiv 2011.13456, eq. 31): from
+    exact data at t = 0 to nearly σ_max at t = 1, geometrically once above σ_min.
+
+    Args:
+        sigma_min, sigma_max: 0 < sigma_min < sigma_max, in units of the data.
+    """
+
+    name: ClassVar[str] = "ve"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise Unsupported(f"ve needs 0 < sigma_min < sigma_max, found {self.sigma_min!r} and {self.sigma_max!r}.")
+
+    @property
+    def _rate(self) -> float:
+        return 2 * math.log(self.sigma_max / self.sigma_min)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.expm1(self._rate * t).sqrt()
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self.sigma_min**2 * self._rate / 2 * torch.exp(self._rate * t) / self._sigma(t)
+
+    def _time_at(self, log_snr: Tensor) -> Tensor:
+        t = torch.log1p(torch.exp(-log_snr) / self.sigma_min**2) / self._rate
+        return _within_reach(t, log_snr, self)
+
+
+@dataclass(frozen=True)
+class Path(Schedule):
+    """A schedule from two functions of t, α and σ.
+
+    Args:
+        alpha, sigma: formulas in t such as "cos(pi*t/2)" (:mod:`reparam.expressions`), or
+            functions from float64 tensors to float64 tensors, which cannot be written to a spec.
+            α must fall and σ rise from σ(0) = 0.
+        alpha_dot, sigma_dot: their derivatives; by automatic differentiation if not given.
+
+    Raises:
+        Unsupported: if they are not finite on [0, 1], σ(0) is not 0, or the log-SNR does not fall.
+    """
+
+    name: ClassVar[str] = "path"
+    alpha_of: str | Callable[[Tensor], Tensor]
+    sigma_of: str | Callable[[Tensor], Tensor]
+    alpha_dot_of: str | Callable[[Tensor], Tensor] | None = None
+    sigma_dot_of: str | Callable[[Tensor], Tensor] | None = None
+    _read: dict[str, Callable[[Tensor], Tensor]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        entries = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        object.__setattr__(self, "_read", {k: _of_time(e) for k, e in entries.items() if e is not None})
+        t = torch.linspace(0, 1, 1025, dtype=torch.float64)
+        alpha, sigma = self._alpha(t), self._sigma(t)
+        if not bool((alpha.isfinite() & sigma.isfinite()).all()):
+            raise Unsupported(f"{self}: alpha and sigma must be finite on [0, 1].")
+        if sigma[0] != 0 or not alpha[0] > 0:
+            raise Unsupported(
+                f"{self}: at t = 0, the data, sigma must be 0 and alpha positive; found {sigma[0]:g} and {alpha[0]:g}."
+            )
+        if not bool((self._log_snr(t).diff() < 0).all()):
+            raise Unsupported(f"{self}: alpha/sigma must fall all the way from t = 0 to t = 1.")
+
+    def config(self) -> dict[str, Any]:
+        found = {k: v for k, v in super().config().items() if v is not None}
+        if any(callable(v) for v in found.values()):
+            raise Unsupported(
+                "a schedule made of functions cannot be written down; give formulas, for example "
+                "Path('cos(pi*t/2)', 'sin(pi*t/2)')."
+            )
+        return found
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._read["alpha_of"](t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self._read["sigma_of"](t)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return self._derivative("alpha", t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self._derivative("sigma", t)
+
+    def _derivative(self, which: str, t: Tensor) -> Tensor:
+        given = self._read.get(f"{which}_dot_of")
+        if given is not None:
+            return given(t)
+        with torch.enable_grad():
+            at = t.detach().requires_grad_()
+            value = self._read[f"{which}_of"](at)
+            return torch.autograd.grad(value.sum(), at)[0] if value.requires_grad else torch.zeros_like(t)
+
+    def _time_at(self, log_snr: Tensor) -> Tensor:
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(80):
+            middle = (low + high) / 2
+            later = self._log_snr(middle) > log_snr
+            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+        end = self._log_snr(torch.ones((), dtype=torch.float64))
+        return _within_reach(torch.where(log_snr < end, torch.inf, high), log_snr, self)
+
+
+def _of_time(entry: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if isinstance(entry, str):
+        formula = parsed(entry, ["t"])
+        return lambda t: formula({"t": t})
+    if not callable(entry):
+        raise ReparamError(f"path: expected a formula in t or a function of t, found {entry!r}.")
+    return lambda t: entry(t) + torch.zeros_like(t)
+
+
+def _within_reach(t: Tensor, log_snr: Tensor, s: Schedule) -> Tensor:
+    """Times found for log-SNRs, checked to lie on the schedule; a rounding beyond its end is its end."""
+    if bool((t > 1 + 1e-12).any()):
+        lowest = s._log_snr(torch.ones((), dtype=torch.float64)).item()
+        raise TimeOutOfRange(f"log-SNR {log_snr.min().item():g} lies below {lowest:.4f}, the lowest that {s} reaches.")
+    return t.clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Elementwise(Schedule):
+    """Noise that differs by element: σ(t) = scale · σ of another schedule.
+
+    Coefficients with σ in them have the shape [B or 1, …] of data; α and ``log_snr`` are the
+    other schedule's, the noise level's name. In units of the scale it is that schedule exactly.
+
+    Args:
+        base: the other schedule.
+        scale: positive, of the shape of one sample (or one that broadcasts against it): a tensor,
+            or nested lists of numbers.
+    """
+
+    name: ClassVar[str] = "elementwise"
+    base: Schedule
+    scale: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", schedule(self.base))
+        scale = _float64_tensor(self.scale)
+        if scale.ndim == 0 or not bool(((scale > 0) & scale.isfinite()).all()):
+            raise Unsupported("elementwise: scale must be an array of positive numbers, of the shape of one sample.")
+        object.__setattr__(self, "scale", scale)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Elementwise) and self.base == other.base
+        return same and torch.equal(self.scale, other.scale)  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((self.base, tuple(self.scale.shape)))
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """As the other schedule."""
+        return self.base.smooth
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "base": self.base.config(), "scale": self.scale.tolist()}
+
+    def _spread(self, c: Tensor) -> Tensor:
+        return c.reshape(c.shape or (1,)).reshape(-1, *[1] * self.scale.ndim) * self.scale
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.base._alpha(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self._spread(self.base._sigma(t))
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return self.base._alpha_dot(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self._spread(self.base._sigma_dot(t))
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self.base._log_snr(t)
+
+    def _time_at(self, log_snr: Tensor) -> Tensor:
+        return self.base._time_at(log_snr)
+
+
+def _float64_tensor(value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError) as e:
+        raise Unsupported(f"elementwise: scale must be an array of numbers, found {value!r}.") from e
+
+
+SCHEDULES: dict[str, type[Schedule]] = {s.name: s for s in (RectifiedFlow, Cosine, DDPM, VE, Path, Elementwise)}
 
 
 def schedule(which: str | dict[str, Any] | Schedule) -> Schedule:
@@ -332,8 +579,14 @@ def build(kind: str, classes: dict[str, Any], which: str | dict[str, Any]) -> An
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in classes:
         raise unknown(kind, name, classes)
-    known = {f.name for f in dataclasses.fields(classes[name]) if f.init}
+    known = {f.name: f for f in dataclasses.fields(classes[name]) if f.init}
     for key in arguments:
         if key not in known:
             raise unknown(f"argument of {kind} {name!r}", key, known)
+    absent = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [key for key, f in known.items() if (f.default, f.default_factory) == absent and key not in arguments]
+    if needed:
+        raise ReparamError(
+            f"{kind} {name!r} needs {' and '.join(needed)}, for example {{name: {name}, {needed[0]}: …}}."
+        )
     return classes[name](**arguments)

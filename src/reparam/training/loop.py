@@ -205,7 +205,7 @@ class Trainer:
         self.config = config
         self.trainee = Trainee(net, objective).to(self.device)
         #: The average over training, which is what is evaluated and saved.
-        self.average = copy.deepcopy(net).to(self.device).requires_grad_(False)
+        self.average = copy.deepcopy(self.trainee).requires_grad_(False)
         if conditional and data.labels is None:
             raise DataError(f"{data.name} has no labels; a conditional run needs them.")
         self.data = data
@@ -231,7 +231,7 @@ class Trainer:
     @property
     def denoiser(self) -> Denoiser:
         """The averaged network as a denoiser."""
-        return self.trainee.objective.denoiser(self.average)
+        return self.average.objective.denoiser(self.average.net)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """Train to the end, yielding the number of steps done after each.
@@ -296,7 +296,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        net, average = self.trainee.net, self.average
+        net, average = self.trainee, self.average
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
         for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):

@@ -31,8 +31,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import SingularTime, unknown
-from .schedules import Schedule, Time, as_time, build, config_of, like
+from ..errors import SingularTime, unknown
+from ..schedules import Schedule, Time, as_time, build, config_of, like
 
 
 class Amplification(NamedTuple):
@@ -53,18 +53,19 @@ class Target(ABC):
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """The row (p, q) at times ``t`` (float64, any shape), in float64.
 
-        The shape is that of ``t``; trailing axes of the data's shape make it elementwise.
+        The shape is that of ``t``. A row that differs by element, or by direction, has the shape
+        [B or 1, …] of data that it can be multiplied with, whatever the shape of ``t``.
         """
 
     def apply(self, c: Tensor, y: Tensor) -> Tensor:
-        """A coefficient times data of this target's kind: elementwise, unless overridden."""
-        return c * y
+        """A float64 coefficient times data y [B, …]: elementwise, unless overridden."""
+        return like(c, y) * y
 
     def delta(self, t: Time, schedule: Schedule) -> Tensor:
         """Δ = α q − σ p in float64: the target determines x0 and ε where it is not zero."""
         t = as_time(t)
-        p, q = self.rows(t, schedule)
-        return schedule.alpha(t) * q - schedule.sigma(t) * p
+        p, q, alpha, sigma = aligned(t, *self.rows(t, schedule), schedule.alpha(t), schedule.sigma(t))
+        return alpha * q - sigma * p
 
     def encode(self, x0: Tensor, eps: Tensor, t: Time, schedule: Schedule) -> Tensor:
         """y = p x0 + q ε, for x0 and ε of shape [B, …] and t a scalar or of shape [B].
@@ -73,7 +74,7 @@ class Target(ABC):
             SingularTime: where the target itself is infinite.
         """
         t = as_time(t)
-        p, q = self.rows(t, schedule)
+        p, q = aligned(t, *self.rows(t, schedule))
         _refuse_infinite(p + q, t, f"{self} has no finite value", schedule)
         return combined(self, p, x0, q, eps)
 
@@ -96,8 +97,7 @@ class Target(ABC):
     def amplification(self, t: Time, schedule: Schedule) -> Amplification:
         """σ/|Δ| in x0 and α/|Δ| in ε, for an error of size one in the prediction."""
         t = as_time(t)
-        p, q = self.rows(t, schedule)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        p, q, alpha, sigma = aligned(t, *self.rows(t, schedule), schedule.alpha(t), schedule.sigma(t))
         delta = (alpha * q - sigma * p).abs()
         # A row without ε has Δ = −σp, and one without x0 has Δ = αq: the quotients without 0/0.
         x0 = torch.where(q == 0, 1 / p.abs(), sigma / delta)
@@ -111,10 +111,9 @@ class Target(ABC):
         the two terms against that of their sum, for x0 and ε of size one. ∞ where singular.
         """
         t, to = as_time(t), target(to)
-        p, q = self.rows(t, schedule)
-        p2, q2 = to.rows(t, schedule)
+        p, q, p2, q2, alpha, sigma = _all_rows(self, to, t, schedule)
         a, b = _solve(self, to, t, schedule)
-        size_in = a.abs() * (schedule.alpha(t) + schedule.sigma(t)) + b.abs() * (p.abs() + q.abs())
+        size_in = a.abs() * (alpha + sigma) + b.abs() * (p.abs() + q.abs())
         kappa = size_in / (p2.abs() + q2.abs())
         return torch.where(kappa.isfinite(), kappa, torch.inf)
 
@@ -128,7 +127,8 @@ class Target(ABC):
         """
         t = torch.linspace(*t_range, points, dtype=torch.float64)
         t[-1] = t_range[1]
-        found = t[~self.amplification(t, schedule).x0.isfinite()].tolist()
+        lost = ~self.amplification(t, schedule).x0.isfinite()
+        found = t[lost.reshape(points, -1).any(1)].tolist()
         delta = self.delta(t, schedule).reshape(points, -1)
         for i in ((delta[:-1] * delta[1:]) < 0).any(1).nonzero().flatten().tolist():
             column = int(((delta[i] * delta[i + 1]) < 0).nonzero()[0])
@@ -172,29 +172,8 @@ class Eps(Target):
         return torch.zeros_like(t), torch.ones_like(t)
 
 
-@dataclass(frozen=True)
-class V(Target):
-    """v = α ε − σ x0 (Salimans & Ho): p = −σ, q = α, Δ = α² + σ². Not the flow velocity."""
-
-    name: ClassVar[str] = "v"
-    words: ClassVar[str] = "v = alpha*eps - sigma*x0 (Salimans & Ho), not the flow velocity"
-
-    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        return -schedule.sigma(t), schedule.alpha(t)
-
-
-@dataclass(frozen=True)
-class Velocity(Target):
-    """dx_t/dt = α' x0 + σ' ε: p = α', q = σ'. On rectified flow, noise_scale·ε − x0."""
-
-    name: ClassVar[str] = "velocity"
-    words: ClassVar[str] = "the velocity dx_t/dt = alpha'*x0 + sigma'*eps, not v"
-
-    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        return schedule.alpha_dot(t), schedule.sigma_dot(t)
-
-
-TARGETS: dict[str, type[Target]] = {c.name: c for c in (X0, Eps, V, Velocity)}
+#: Targets by name; what a recipe writes beside the name are the class's arguments.
+TARGETS: dict[str, type[Target]] = {"x0": X0, "eps": Eps}
 #: The names that diffusers' schedulers use.
 ALIASES = {"sample": "x0", "epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
 
@@ -243,10 +222,25 @@ def convert(y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str 
 def combined(kind: Target, a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """a x + b y in the sense of ``kind``, without the passes over data that a coefficient of zero saves."""
     if not bool(b.any()):
-        return kind.apply(like(a, x), x)
+        return kind.apply(a, x)
     if not bool(a.any()):
-        return kind.apply(like(b, y), y)
-    return kind.apply(like(a, x), x) + kind.apply(like(b, y), y)
+        return kind.apply(b, y)
+    return kind.apply(a, x) + kind.apply(b, y)
+
+
+def aligned(t: Tensor, *values: Tensor) -> list[Tensor]:
+    """Coefficients at times ``t`` that broadcast against each other: plain ones, of t's shape, get the axes
+    that those by element or by direction have."""
+    axes = max(v.ndim for v in values)
+    if axes == t.ndim:
+        return list(values)
+    return [v if v.ndim == axes else v.reshape(v.shape or (1,)).reshape(-1, *[1] * (axes - 1)) for v in values]
+
+
+def _all_rows(source: Target, to: Target, t: Tensor, schedule: Schedule) -> list[Tensor]:
+    """p, q, p', q', α, σ."""
+    rows = (*source.rows(t, schedule), *to.rows(t, schedule))
+    return aligned(t, *rows, schedule.alpha(t), schedule.sigma(t))
 
 
 def coefficients(source: Target, to: Target, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -262,9 +256,7 @@ def coefficients(source: Target, to: Target, t: Time, schedule: Schedule) -> tup
 
 
 def _solve(source: Target, to: Target, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    p, q = source.rows(t, schedule)
-    p2, q2 = to.rows(t, schedule)
+    p, q, p2, q2, alpha, sigma = _all_rows(source, to, t, schedule)
     if source == to:  # also where Δ = 0
         a, b = torch.zeros_like(p), torch.ones_like(p)
     else:
