@@ -216,6 +216,8 @@ def test_more_classes_than_declared(photos, tmp_path, capsys):
         ("extractor={name: pixels, sides: 4}", ["extractor.sides", "extractor.side"]),
         ("sample.reference=1", ["sample.reference"]),
         ("metrics=[class_error]", ["class_error does not apply"]),
+        ("extractor=[pixels, {name: pixels, side: 4}]", ["extractor", "cannot be compared"]),
+        ("sample.reference=[20, 30]", ["sample.reference", "cannot be compared"]),
         ("network=mlp", ["takes vectors", "jit"]),
         ("network.classes=4", ["network.classes"]),
         ("data.path=null", ["data.path"]),
@@ -251,10 +253,100 @@ def test_guidance_and_labels_are_refused_by_a_model_without_classes(tmp_path, ca
     for option in (["--label", "3"], ["--guidance", "2"]):
         assert "trained without labels" in fails(capsys, "sample", str(tmp_path / "m.safetensors"), *option)
     assert main(["sample", str(tmp_path / "m.safetensors"), "--n", "2", "--steps", "2"]) == 0
-    assert (tmp_path / "m-samples-2-seed0" / "grid.png").exists()
+    assert (tmp_path / "m-samples-2-seed0-steps2" / "grid.png").exists()
     (tmp_path / "file").write_text("")
     told = fails(capsys, "sample", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "file"))
     assert "is a file; expected a folder" in told
+
+
+def test_guidance_needs_dropped_labels(photos, tmp_path, capsys):
+    told = fails(capsys, *study(photos, tmp_path, "conditional=true", "sample.guidance=2", "train.label_drop=0"))
+    assert "train.label_drop" in told
+
+
+def test_old_and_new_pictures_are_not_mixed(finished, tmp_path, capsys):
+    run, place = str(finished[0] / "x0"), str(tmp_path / "a")
+    assert main(["sample", run, "--n", "4", "--steps", "2", "--out", place]) == 0
+    assert main(["sample", run, "--n", "4", "--steps", "2", "--out", place]) == 0  # the same files
+    told = fails(capsys, "sample", run, "--n", "2", "--steps", "2", "--out", place)
+    assert "0002.png" in told
+    assert "nothing was touched" in told
+    assert "--out is empty" in fails(capsys, "sample", run, "--out", "")
+    assert "--guidance too" in fails(capsys, "sample", run, "--guidance", "1", "--interval", "0", "0.5")
+
+
+def tiny(data, **more):
+    """A recipe for pictures that ends in no time."""
+    return {
+        "data": data,
+        "network": {"name": "jit", "patch": 8, "width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
+        "target": "x0",
+        "time": "1-t",
+        "extractor": "pixels",
+        "train": {"steps": 3, "batch": 8, "warmup": 1, "validations": 1},
+        "sample": {"n": 8, "steps": 2, "reference": 20},
+        **more,
+    }
+
+
+def test_from_python_the_recipe_says_how_pictures_are_read(tmp_path):
+    odd = make_folder(tmp_path / "odd", n=10, size=(20, 30))
+    recipe = tiny({"name": "images", "path": "elsewhere", "size": 16, "resize": "crop", "flip": True, "holdout": 0.3})
+    said = []
+    done = rp.study(recipe, data=odd, out=tmp_path / "out", jobs=1, say=said.append)
+    assert "[3, 16, 16]" in " ".join(said)
+    assert done.rows[0]["data"] == "odd (size 16, resize crop, mirrored, holdout 0.3)"
+    # Files that are added are seen by the next study of the same process.
+    make_folder(tmp_path / "more", n=4, size=(20, 30))
+    for p in (tmp_path / "more").rglob("*.png"):
+        p.rename(odd / "bläu" / f"new{p.parent.name[0]}{p.name}".replace("<", "_"))
+    said.clear()
+    rp.study(recipe, data=odd, estimate_only=True, say=said.append)
+    assert "20 training + 8 held-out" in " ".join(said)
+
+
+def test_bytes_from_python_are_pictures(tmp_path):
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    done = rp.study(tiny("given"), data=pixels, out=tmp_path / "out", say=lambda line: None)
+    assert set(done.rows[0]["metrics"]) == {"frechet_distance", "nearest_neighbour"}
+    with np.load(tmp_path / "out" / done.rows[0]["run"] / "samples.npz") as file:
+        assert file["x"].dtype == np.uint8
+
+
+def test_scoring_can_be_stopped_and_begins_again(tmp_path):
+    from reparam.data import from_array
+    from reparam.studies.recipe import load_recipe
+    from reparam.studies.run import execute
+
+    data = from_array(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8))
+    recipe = tiny({"name": "images", "path": "given"})
+    recipe["sample"]["steps"] = 50
+    ((run, config),) = load_recipe(recipe).runs.items()
+    folder, asked = tmp_path / "out" / run, []
+
+    def stop():
+        asked.append(1)
+        return (folder / "spec.json").exists()  # training is over
+
+    assert execute(run, config, folder, data=data, stop=stop) is None
+    assert not (folder / "samples.npz").exists()
+    assert (folder / "resume.safetensors").exists()
+    row = execute(run, config, folder, data=data)
+    whole = execute(run, config, tmp_path / "again" / run, data=data)
+    assert row["status"] == "finished"
+    assert row["metrics"] == whole["metrics"]
+
+
+def test_data_that_change_under_a_study_are_refused(tmp_path):
+    from reparam.data import from_array
+    from reparam.errors import DataError
+    from reparam.studies.recipe import load_recipe
+    from reparam.studies.run import execute
+
+    data = from_array(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8))
+    ((run, config),) = load_recipe(tiny({"name": "images", "path": "given"})).runs.items()
+    with pytest.raises(DataError, match="changed while the study was running"):
+        execute(run, config, tmp_path / run, data=data, digest="another")
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_files(tmp_path, monkeypatch):

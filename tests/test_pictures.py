@@ -249,15 +249,34 @@ def test_an_extractor_of_the_user_s(tmp_path, monkeypatch):
         "        return x.float().flatten(1)[:, :len(self.w)] * self.w\n"
         "def make(wide=2): return Net(wide)\n"
         "def wrong(): return lambda x: 3\n"
+        "def fails(): return lambda x: 1 / 0\n"
+        "def no(): return None\n"
+        "def raises(): raise RuntimeError('kaboom')\n"
     )
     monkeypatch.chdir(tmp_path)
     mine = extractor({"name": "mine:make", "wide": 4})
     x = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     assert torch.equal(mine(x), x.float().flatten(1)[:, :12])
-    assert mine.digest.startswith("sha256:")
-    assert mine.digest != extractor("mine:make").digest
+    other = extractor("mine:make")
+    for one in (mine, other):
+        one.shown((3, 4, 4))
+        assert one.digest.startswith("features:")
+    assert mine.digest != other.digest
+    assert (mine.name, other.name) == ("mine:make(wide=4)", "mine:make")
+    data = pictures(n=30, side=4)
+    keys = {
+        json.dumps(Reference(data, e).key(["frechet_distance"]))
+        for e in ("mine:make", {"name": "mine:make", "wide": 4})
+    }
+    assert len(keys) == 2
     with pytest.raises(DataError, match=r"mine:wrong returned int.*\[5, dim\]"):
         extractor("mine:wrong")(x)
+    with pytest.raises(DataError, match=r"extractor mine:fails failed on pictures of shape \[5, 3, 4, 4\]"):
+        extractor("mine:fails")(x)
+    with pytest.raises(DataError, match="extractor mine:no returned NoneType"):
+        extractor("mine:no")
+    with pytest.raises(DataError, match="could not be made.*kaboom"):
+        extractor("mine:raises")
     with pytest.raises(ReparamError, match="cannot import extractor"):
         extractor("mine:nothing")
 
@@ -365,6 +384,18 @@ def test_the_nearest_training_picture_is_found_mirrored_too():
     assert torch.equal(found[1, 0], some[1].flip(-1))  # shown as it is nearest: mirrored
     plain = pictures(n=90)
     assert float(nearest_training(x, plain)[0][1]) > 0
+
+
+def test_large_pictures_are_validated_and_compared_a_few_at_a_time():
+    large = Data(
+        "large", torch.zeros(9, 3, 256, 256, dtype=torch.uint8), torch.zeros(4, 3, 256, 256, dtype=torch.uint8)
+    )
+    validation = Validation.draw(large, (0.0, 1.0))
+    assert validation.x0.numel() <= 2**25
+    assert len(validation.t) % 10 == 0
+    assert len(Validation.draw(pictures(), (0.0, 1.0)).t) == 2560
+    x = large.normalised(large.heldout)
+    assert nearest_training(x, large, 2)[0].shape == (4, 2)
 
 
 def test_labels_of_samples_go_round_and_keep_the_proportions():

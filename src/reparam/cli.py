@@ -103,6 +103,7 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--sampler", help="euler, heun or ddim; the recipe's by default, else heun")
     parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
 
 
 def _add_report(commands: Any) -> None:
@@ -180,6 +181,7 @@ def _sample(args: Any) -> int:
         label=args.label,
         guidance=args.guidance,
         interval=args.interval and tuple(args.interval),
+        device=args.device,
     )
     _finish(
         args,

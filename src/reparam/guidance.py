@@ -67,7 +67,7 @@ class ClassifierFree(Guided):
     ) -> None:
         super().__init__(denoiser)
         low, high = interval
-        if not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ReparamError(f"the weight of guidance must be a finite number, found {weight!r}.")
         if not 0 <= low <= high <= 1:
             raise ReparamError(f"the interval of guidance is two increasing numbers in [0, 1], found {interval!r}.")
@@ -94,6 +94,6 @@ class ClassifierFree(Guided):
         times = torch.cat([t64, t64]) if t64.ndim else t64
         posterior: Posterior = self.inner(torch.cat([x_t, x_t]), times, y=both, **twice)
         c, u = posterior.mean.chunk(2)
-        w = torch.where(inside, self.weight, 1.0).to(device=c.device, dtype=c.dtype)
+        w = torch.where(inside, torch.tensor(self.weight, dtype=torch.float64), 1.0).to(device=c.device, dtype=c.dtype)
         w = w.reshape(-1, *[1] * (c.ndim - 1)) if w.ndim else w
         return Posterior(u + w * (c - u), None if posterior.var is None else posterior.var.chunk(2)[0])

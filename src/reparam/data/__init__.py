@@ -79,8 +79,13 @@ def _images(
 
     found = load_images(path, size, resize, colour, labels, column, classes, skip_bad, limit)
     train, heldout = _split(len(found.pixels), holdout, seed)
+    chosen = {"size": size, "resize": resize, "colour": colour, "column": column, "limit": limit}
+    told = [f"{key} {value}" for key, value in chosen.items() if value is not None]
+    told += ["mirrored"] if flip else []
+    told += [f"holdout {holdout:g}"] if holdout != 0.1 else []
+    told += [f"seed {seed}"] if seed else []
     return Data(
-        name=Path(path).expanduser().name or str(path),
+        name=_name(Path(path).expanduser()) + (f" ({', '.join(told)})" if told else ""),
         train=found.pixels[train],
         heldout=found.pixels[heldout],
         mean=PICTURE_MEAN,
@@ -91,6 +96,11 @@ def _images(
         flip=flip,
         remarks=found.remarks,
     )
+
+
+def _name(path: Path) -> str:
+    """A path's last part; of a file that may be called train.parquet everywhere, its folder too."""
+    return "/".join(path.absolute().parts[-2:]) if path.suffix == ".parquet" else path.absolute().name
 
 
 def _array(
@@ -110,10 +120,17 @@ def _array(
 def from_array(array: np.ndarray | Tensor, name: str = "given array", holdout: float = 0.1, seed: int = 0) -> Data:
     """Data from samples in memory, shape [N, …], scaled to mean 0 and standard deviation 1.
 
+    Bytes of shape [N, C, H, W], C = 1 or 3, are pictures and stay what they are.
+
     Raises:
         DataError: under the conditions of :func:`reparam.data.arrays.load_array`.
     """
-    held = array.detach().cpu().double().numpy() if isinstance(array, Tensor) else array
+    bytes_ = torch.as_tensor(array) if str(array.dtype).removeprefix("torch.") == "uint8" else None
+    if bytes_ is not None and bytes_.ndim == 4 and bytes_.shape[1] in (1, 3):
+        train, rest = _split(len(bytes_), holdout, seed)
+        pixels = bytes_.detach().cpu()
+        return Data(name=name, train=pixels[train], heldout=pixels[rest], mean=PICTURE_MEAN, std=PICTURE_STD)
+    held = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     return _prepared(checked(held, name), name, "scale", holdout, seed)
 
 
@@ -134,7 +151,7 @@ def _split(total: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     if count < 2 or total - count < 2:
         raise DataError(
             f"found {total} samples; with holdout={holdout:g} that leaves {total - count} to train on and "
-            f"{count} held out, and each needs at least 2."
+            f"{count} held out, and each needs at least 2. Choose another share: --set data.holdout=0.3."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]

@@ -34,8 +34,9 @@ def checked(raw: np.ndarray, file: str, allow_constant: bool = False) -> Tensor:
         )
     if raw.dtype == np.uint8 and raw.ndim in (3, 4):
         raise DataError(
-            f"{file} holds bytes of shape {list(raw.shape)}: pictures, by the look of it. Read them as such with "
-            "--set data.name=images, or save them as floating-point numbers if they are none."
+            f"{file} holds bytes of shape {list(raw.shape)}: pictures, by the look of it. As such they are read from a "
+            "file with --set data.name=images, or given from Python as [N, C, H, W] with C = 1 or 3; if they are none, "
+            "give floating-point numbers."
         )
     if 0 in raw.shape:
         raise DataError(f"{file} is empty: shape {list(raw.shape)}.")

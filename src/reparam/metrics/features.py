@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,9 @@ class Extractor(ABC):
     def to(self, device: torch.device | str) -> Extractor:
         """Itself, at work on another device."""
         return self
+
+    def shown(self, shape: tuple[int, ...]) -> None:  # noqa: B027 (most know their digest already)
+        """Told the shape [C, H, W] of the pictures, before anything else."""
 
 
 class Pixels(Extractor):
@@ -92,7 +94,8 @@ class EfficientNetLite0(Extractor):
         x = pictures.to(self._device).float()
         x = F.interpolate(x.expand(-1, 3, -1, -1), (self.size, self.size), mode="bicubic", antialias=True)
         x = ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self._net(x)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # scores are not to depend on the device
+            features: Tensor = self._net(x)
         return features.cpu()
 
 
@@ -138,20 +141,39 @@ class _Pooled(nn.Module):
 
 
 class _Own(Extractor):
-    """A user's: whatever its factory returns, called with pictures in batches."""
+    """A user's: whatever its factory returns, called with pictures in batches.
 
-    def __init__(self, call: Callable[[Tensor], Any], name: str) -> None:
-        self.name, self._call = name, call
+    Its digest is of the features of a fixed picture of the shape that it is first shown, rounded to three
+    digits: other code or other weights are another extractor.
+    """
+
+    def __init__(self, call: Any, name: str) -> None:
+        if not callable(call):
+            raise DataError(f"extractor {name} returned {type(call).__name__}, expected a function of pictures.")
+        self.name, self._call, self._device = name, call, torch.device("cpu")
         if isinstance(call, nn.Module):
             call.eval().requires_grad_(False)
-            found = hashlib.sha256()
-            for key, value in call.state_dict().items():
-                found.update(key.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-            self.digest = f"sha256:{found.hexdigest()[:16]}"
+
+    def to(self, device: torch.device | str) -> Extractor:
+        if isinstance(self._call, nn.Module):
+            self._device = torch.device(device)
+            self._call.to(self._device)
+        return self
+
+    def shown(self, shape: tuple[int, ...]) -> None:
+        """Take the digest, for pictures of a shape [C, H, W]."""
+        generator = torch.Generator().manual_seed(0)
+        picture = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=generator)
+        told = [f"{v:.3g}" for v in self(picture)[0].tolist()]
+        self.digest = f"features:{hashlib.sha256(' '.join(told).encode()).hexdigest()[:16]}"
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        features = self._call(pictures)
+        try:
+            features = self._call(pictures.to(self._device))
+        except Exception as e:
+            shape = list(pictures.shape)
+            raise DataError(f"extractor {self.name} failed on pictures of shape {shape}, uint8: {e!r}.") from e
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pictures):
             found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise DataError(
@@ -175,7 +197,7 @@ def extractor(config: str | dict[str, Any]) -> Extractor:
     arguments = {"name": config} if isinstance(config, str) else dict(config)
     name = arguments.pop("name", None)
     if is_factory(name):
-        return _Own(import_factory(str(name), "extractor")(**arguments), str(name))
+        return _own(str(name), arguments)
     if name not in EXTRACTORS:
         raise unknown("extractor", name, [*EXTRACTORS, "pkg.mod:make"])
     known = list(inspect.signature(EXTRACTORS[name]).parameters)
@@ -183,3 +205,16 @@ def extractor(config: str | dict[str, Any]) -> Extractor:
         if key not in known:
             raise unknown(f"argument of extractor {name!r}", key, known)
     return EXTRACTORS[name](**arguments)
+
+
+def _own(path: str, arguments: dict[str, Any]) -> Extractor:
+    told = ", ".join(f"{k}={v}" for k, v in sorted(arguments.items()))
+    name = f"{path}({told})" if told else path
+    make = import_factory(path, "extractor")
+    try:
+        call = make(**arguments)
+    except ReparamError:
+        raise
+    except Exception as e:
+        raise DataError(f"extractor {name} could not be made: {e!r}.") from e
+    return _Own(call, name)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Reference:
         count: at most so many real pictures are compared with.
         cache: a folder to keep statistics in, shared by processes.
         device: where features are computed.
+        ask: called between batches; it may raise to end the work.
     """
 
     def __init__(
@@ -79,15 +80,18 @@ class Reference:
         count: int = 10_000,
         cache: Path | None = None,
         device: torch.device | str = "cpu",
+        ask: Callable[[], None] = lambda: None,
     ) -> None:
-        self.data, self.cache, self.device = data, cache, device
+        self.data, self.cache, self.device, self._ask = data, cache, device, ask
         self.count = min(count, len(data.train))
         self._features = features or "efficientnet_lite0"
 
     @functools.cached_property
     def extractor(self) -> Extractor:
         """The extractor, made when it is first needed."""
-        return extractor(self._features).to(self.device)
+        found = extractor(self._features).to(self.device)
+        found.shown(self.data.shape)
+        return found
 
     @functools.cached_property
     def pixels(self) -> Extractor:
@@ -96,7 +100,23 @@ class Reference:
 
     def features(self, x: Tensor, by: Extractor) -> Tensor:
         """Features of samples as they are stored, shape [n, dim]."""
-        return torch.cat([by(part) for part in x.split(_BATCH)])
+        return torch.cat([self._by(by, part) for part in x.split(_BATCH)])
+
+    def _by(self, by: Extractor, part: Tensor) -> Tensor:
+        self._ask()
+        return by(part)
+
+    def key(self, metrics: Sequence[str]) -> list[Any]:
+        """What of this decides the values of these metrics, as plain data."""
+        used = {by.name: by.digest for name in metrics if (by := self._extractor_of(name)) is not None}
+        return [self.count, sorted(used.items())]
+
+    def _extractor_of(self, metric: str) -> Extractor | None:
+        if not self.data.pictures:
+            return None
+        if metric == "pixel_frechet_distance":
+            return self.pixels
+        return self.extractor if metric in ("frechet_distance", "class_error") else None
 
     @functools.cached_property
     def statistics(self) -> Statistics:
@@ -140,7 +160,7 @@ class Reference:
 
         def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
             for i, part in enumerate(data.train[: self.count].split(_BATCH)):
-                yield by(part), None if labels is None else labels[i]
+                yield self._by(by, part), None if labels is None else labels[i]
 
         return Statistics.of(parts(), len(data.classes))
 
@@ -148,11 +168,11 @@ class Reference:
         """What a score was measured on and with; plain data."""
         if not self.data.pictures:
             return {"n": n}
-        by = {"frechet_distance": self.extractor, "class_error": self.extractor, "pixel_frechet_distance": self.pixels}
-        if metric not in by:
+        by = self._extractor_of(metric)
+        if by is None:
             return {"n": n, "reference": len(self.data.train)}
-        found = {"n": n, "reference": self.count, "extractor": by[metric].name}
-        return {**found, "weights": by[metric].digest} if by[metric].digest else found
+        found = {"n": n, "reference": self.count, "extractor": by.name}
+        return {**found, "weights": by.digest} if by.digest else found
 
 
 @contextlib.contextmanager

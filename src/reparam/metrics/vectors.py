@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +59,7 @@ def nearest(
     k: int = 1,
     *,
     as_numbers: Callable[[Tensor], Tensor] = lambda stored: stored,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Euclidean distances from every row of ``x`` [n, …] to the k nearest of ``others`` [m, …].
 
@@ -73,6 +73,8 @@ def nearest(
         Distances, float64, and indices, int64, both of shape [n, k], the nearest first.
     """
     k = min(k, len(others))
+    size = math.prod(others.shape[1:])
+    chunk = chunk or max(1, min(4096, 2**24 // size))
     flat = x.flatten(1).float()
     spare = min(k + 4, len(others))
     best = torch.full((len(x), spare), math.inf)
@@ -84,9 +86,15 @@ def nearest(
         near, place = torch.cat([best, near], 1), torch.cat([index, place], 1)
         best, at = near.topk(spare, dim=1, largest=False)
         index = place.gather(1, at)
-    exact = torch.cat([_exact(a, as_numbers(others[i])) for a, i in zip(x.split(64), index.split(64), strict=True)])
+    exact = torch.cat([_exact(a, as_numbers(others[i])) for a, i in _few(x, index, 2**22 // size)])
     distance, order = exact.sort(dim=1)
     return distance[:, :k], index.gather(1, order)[:, :k]
+
+
+def _few(x: Tensor, index: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of x and of the candidates' indices, a few at a time."""
+    rows = max(1, min(64, numbers // index.shape[1]))
+    return zip(x.split(rows), index.split(rows), strict=True)
 
 
 def _exact(x: Tensor, candidates: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..errors import Conflict, DataError, NetworkError, OutputError
 from ..files import write_text, written_whole
+from ..metrics import Reference
 from ..networks import NETWORKS, is_factory
 from ..report.plots import picture_sheet
 from .console import Console
@@ -27,7 +28,7 @@ from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
 from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
 from .recipe import Recipe, RunConfig, data_named, from_dict, load_recipe, read_recipe
-from .run import RESULT, blank_row, data_of, make_network
+from .run import RESULT, blank_row, data_of, forget_data, make_network, scored
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
@@ -98,6 +99,7 @@ def study(
         ReparamError: for whatever is wrong with recipe, data, network or folder, before it starts.
         Interrupted: if it was stopped; the state is kept.
     """
+    forget_data()
     own = _Own.of(data, network)
     raw = own.into(read_recipe(recipe))
     settings = [settings] if isinstance(settings, str) else list(settings)
@@ -116,7 +118,7 @@ def study(
         say(f"the whole takes {describe(costs, on)}")
         claim()  # only now that every run is known to work: a mistake found above leaves the folder free
         _contact_sheets(plan, own, folder, say)
-        rows, stopped = _do(plan, folder, on, own, {run: cost.seconds for run, cost in costs.items()}, say)
+        rows, stopped = _do(plan, folder, on, own, digests, {run: cost.seconds for run, cost in costs.items()}, say)
         if stopped:
             again = _again(None if data is not None or network is not None else recipe, settings, folder)
             raise Interrupted(
@@ -164,7 +166,11 @@ class _Own:
         if self.data is not None:
             raw["data"] = {"name": "given"}
         elif self.data_config is not None:
-            raw["data"] = self.data_config
+            before = raw.get("data")
+            if isinstance(before, dict) and before.get("name") == self.data_config["name"]:
+                raw["data"] = {**before, **self.data_config}  # how to read them stays
+            else:
+                raw["data"] = self.data_config
         if self.network_name is not None:
             raw["network"] = {"name": self.network_name}
         return raw
@@ -187,12 +193,16 @@ def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str,
         if key not in digests:
             digests[key] = mine.digest
             say(f"  {mine.preflight()}")
+            if (n := scored(config, mine)) < config.sample.n:
+                say(f"  {n} samples are scored, as many as pictures or vectors are held out, not {config.sample.n}")
             if not mine.pictures and (not 0.05 < mine.flat(mine.train).std() < 20 or abs(mine.train.mean()) > 3):
                 say("  warning: these data are far from unit scale, where the noise is; consider data.normalise: scale")
     for what in ("network", "extractor"):
         parts = [part for c in plan.runs.values() if (part := getattr(c, what))]
         for name in sorted({str(part["name"]) for part in parts if is_factory(part["name"])}):
             say(f"  running your code: {what} {name}")
+        if config.extractor and is_factory(config.extractor["name"]) and mine.pictures:
+            digests["extractor"] = Reference(mine, config.extractor).extractor.digest
     for config in plan.runs.values():
         key = json.dumps(config.network, sort_keys=True)
         if key not in digests and config.network["name"] not in NETWORKS:
@@ -265,6 +275,8 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
     differences = list(_differences(before.get("recipe"), now["recipe"]))
     if not differences:
         changed = [key for key in now["data"] if before.get("data", {}).get(key) != now["data"][key]]
+        if "extractor" in changed:
+            raise DataError(f"the extractor has changed since the study in {folder} began; choose another --out.")
         networks = {json.dumps(run["network"], sort_keys=True) for run in now["recipe"]["runs"].values()}
         what = "network has" if any(key in networks for key in changed) else "data have"
         raise DataError(f"the {what} changed since the study in {folder} began; choose another --out.")
@@ -300,7 +312,13 @@ def _finished(folder: Path, plan: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _do(
-    plan: Recipe, folder: Path, on: Resources, own: _Own, seconds: dict[str, float], say: Callable[[str], None]
+    plan: Recipe,
+    folder: Path,
+    on: Resources,
+    own: _Own,
+    digests: dict[str, str],
+    seconds: dict[str, float],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, Any]], bool]:
     """Do what is left of a study: the rows of all runs done, and whether it was stopped before the end."""
     rows = _finished(folder, plan)
@@ -313,7 +331,8 @@ def _do(
         if left and own.in_process:
             run_here(left, folder, on, watch, interrupted.is_set, data=own.data, factory=own.factory)
         elif left:
-            run_in_workers(left, folder, on, watch, interrupted.is_set)
+            found = {run: digests[json.dumps(config.data, sort_keys=True)] for run, config in left.items()}
+            run_in_workers(left, folder, on, watch, interrupted.is_set, found)
     rows |= watch.rows
     if interrupted.is_set():
         return rows, True

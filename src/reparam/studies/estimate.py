@@ -17,7 +17,7 @@ from ..errors import DataError, NetworkError, ReparamError
 from ..metrics import Reference
 from .pool import Resources
 from .recipe import RunConfig
-from .run import chosen_metrics, data_of, make_network, sample_chunk, trainer_of
+from .run import chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
 
 #: What Python and torch themselves take, a process.
 _BASE_BYTES = 350e6
@@ -69,19 +69,20 @@ def probe(
                         f"For example --set rank_by={fitting[0]}."
                     )
                 seen[kind] = _tried(config, mine, factory, on.devices[0])
-            costs[run] = _of_run(config, seen[kind], len(runs))
+            costs[run] = _of_run(config, data or data_of(config), seen[kind], len(runs))
     finally:
         torch.set_num_threads(threads)
     return costs
 
 
-def _of_run(config: RunConfig, one: Cost, runs: int) -> Cost:
+def _of_run(config: RunConfig, data: Data, one: Cost, runs: int) -> Cost:
     """A run's cost from that of one step, one evaluated sample and one picture's features."""
     c = config.sample
     evaluations = c.steps * (2 if c.sampler == "heun" else 1) * (1 if c.guidance == 1 else 2)
     # Real pictures' features are computed once for all runs.
-    features = one.score_s * (c.n + (c.reference + c.n) / runs)
-    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * c.n, features, one.bytes)
+    n = scored(config, data)
+    features = one.score_s * (n + (min(c.reference, len(data.train)) + n) / runs)
+    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * n, features, one.bytes)
 
 
 def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
@@ -91,9 +92,12 @@ def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | No
         raise
     except Exception as e:
         name = config.network["name"]
+        called = "net(x, time) with x of shape [B, …] and time of shape [B]"
+        if config.conditional:
+            called = f"net(x, time, y=y) with labels y, int64 of shape [B], {len(data.classes)} meaning 'no label'"
         raise NetworkError(
             f"network {name} failed in its first training step on samples of shape {list(data.shape)}: {e!r}. It is "
-            "called as net(x, time) with x of shape [B, …] and time of shape [B] (--debug shows where)."
+            f"called as {called} (--debug shows where)."
         ) from e
 
 

@@ -169,13 +169,14 @@ class _Worker:
             events.put((self, json.loads(line)))
         events.put((self, None))
 
-    def start(self, run: str, config: RunConfig, folder: Path, save_every: float) -> None:
+    def start(self, run: str, config: RunConfig, folder: Path, digest: str, save_every: float) -> None:
         assert self.process.stdin is not None
         self.run = run
         command = {
             "run": run,
             "config": config.to_dict(),
             "folder": str(folder),
+            "digest": digest,
             "device": self.device,
             "threads": self.threads,
             "save_every": save_every,
@@ -195,9 +196,14 @@ def run_in_workers(
     on: Resources,
     watch: Watch,
     stop: Callable[[], bool],
+    digests: dict[str, str],
     save_every: float = 10.0,
 ) -> None:
-    """Do the runs in ``on.jobs`` processes. A process that dies loses its run, not the study."""
+    """Do the runs in ``on.jobs`` processes. A process that dies loses its run, not the study.
+
+    Args:
+        digests: of each run's data, by run name: what a process finds must be these.
+    """
     events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
     waiting = list(runs)
     workers: set[_Worker] = set()
@@ -205,7 +211,7 @@ def run_in_workers(
     def give(worker: _Worker) -> None:
         if waiting and not stop():
             run = waiting.pop(0)
-            worker.start(run, runs[run], out / run, save_every)
+            worker.start(run, runs[run], out / run, digests[run], save_every)
         else:
             worker.run = None
             worker.end()

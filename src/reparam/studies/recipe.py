@@ -288,12 +288,23 @@ def load_recipe(
         while run in runs:
             run, n = f"{label}-{n}", n + 1
         runs[run] = config
+    _same_scores(list(runs.values()))
     return Recipe(
         str(raw.get("name", "study")),
         str(raw.get("description", "")),
         _share_validation(runs),
         raw.get("rank_by"),
     )
+
+
+def _same_scores(runs: list[RunConfig]) -> None:
+    """Refuse a study whose values could not be compared."""
+    for key, values in (
+        ("extractor", [c.extractor for c in runs]),
+        ("sample.reference", [c.sample.reference for c in runs]),
+    ):
+        if any(value != values[0] for value in values):
+            raise RecipeError(f"{key}: scores by different ones cannot be compared; give one for the whole study.")
 
 
 def _named(key: str, value: Any) -> Any:
@@ -381,6 +392,11 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
         )
     if config.metrics is not None and not config.metrics:
         raise RecipeError("metrics: the list is empty; leave the key out to measure all that apply.")
+    if config.sample.guidance != 1 and config.train.label_drop == 0:
+        raise Conflict(
+            "train.label_drop is 0, so the model never learns what it predicts without a label, and guidance "
+            f"(sample.guidance: {config.sample.guidance:g}) needs that. Set train.label_drop=0.1."
+        )
     for name in [*(config.metrics or []), *([config.rank_by] if config.rank_by else [])]:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)

@@ -10,10 +10,11 @@ pictures are kept beside the runs, in ``reference``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,25 @@ _BESIDE, _NEAREST = 12, 4
 Progress = Callable[[int], None]
 
 
+class _Stopped(Exception):
+    """Asked to end while scoring: training is done and kept, and scoring begins again when continued."""
+
+
+@contextlib.contextmanager
+def _stoppable(net: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
+    """Inside, a stop is heard at every evaluation of the network."""
+
+    def ask(*inputs: Any) -> None:
+        if stop():
+            raise _Stopped
+
+    hook = net.register_forward_pre_hook(ask)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """A .npz file.
 
@@ -67,7 +87,9 @@ def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module
         NetworkError: if it cannot be made.
         DataError: if it takes vectors and the data are something else, or the other way round.
     """
-    arguments = {**config.network, **_fitted(config, data)}
+    if config.conditional and data.labels is None:
+        raise DataError(f"{data.name} has no labels; conditional: true needs them.")
+    arguments = {**config.network, **(_fitted(config, data) if factory is None else {})}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, 0x1717))
         if factory is not None:
@@ -110,6 +132,11 @@ def data_of(config: RunConfig) -> Data:
     return _cached_data(json.dumps(config.data, sort_keys=True))
 
 
+def forget_data() -> None:
+    """Keep no data any longer: files may have changed since they were read."""
+    _cached_data.cache_clear()
+
+
 def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu") -> Trainer:
     """A run at its first step."""
     low, high = config.validate_on or config.t_range
@@ -125,10 +152,17 @@ def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu
     )
 
 
-def reference_of(config: RunConfig, data: Data, folder: Path, device: str = "cpu") -> Reference:
+def reference_of(
+    config: RunConfig, data: Data, folder: Path, device: str = "cpu", stop: Callable[[], bool] = lambda: False
+) -> Reference:
     """The real data that a run in ``folder`` is compared with."""
+
+    def ask() -> None:
+        if stop():
+            raise _Stopped
+
     cache = folder.parent / "reference" if data.pictures else None
-    return Reference(data, config.extractor, config.sample.reference, cache, device)
+    return Reference(data, config.extractor, config.sample.reference, cache, device, ask)
 
 
 def execute(
@@ -139,6 +173,7 @@ def execute(
     device: str = "cpu",
     data: Data | None = None,
     factory: Callable[..., nn.Module] | None = None,
+    digest: str | None = None,
     progress: Progress = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     save_every: float = 10.0,
@@ -148,6 +183,7 @@ def execute(
     Args:
         run: its name. folder: where it leaves everything.
         data, factory: the caller's own data and network, instead of the recipe's.
+        digest: of the data the study began with; others are refused.
         progress: told the number of steps done.
         stop: asked after every step; where it says so the state is saved and None returned.
         save_every: seconds between checkpoints.
@@ -156,13 +192,15 @@ def execute(
         The run's row of the leaderboard, or None if it was stopped.
     """
     data = data or data_of(config)
+    if digest is not None and data.digest != digest:
+        raise DataError(f"{data.name} changed while the study was running; begin it again in another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     trainer = trainer_of(config, data, make_network(config, data, factory), device)
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
     row = blank_row(run, config, data)
-    real = reference_of(config, data, folder, device)
+    real = reference_of(config, data, folder, device, stop)
     row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
     row["noise_bins"] = trainer.validation.edges
     try:
@@ -173,13 +211,19 @@ def execute(
         denoiser.data = data_record(config, data)
         save(denoiser, folder / "model.safetensors")
         write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
-        _score(row, config, real, denoiser, folder)
+        with _stoppable(denoiser.net, stop):
+            _score(row, config, real, denoiser, folder)
         row["status"] = "finished"
         row["wall_s"] = round(trainer.seconds + time.perf_counter() - start, 2)
     except Diverged as e:
         row["status"], row["reason"], row["wall_s"] = "diverged", str(e), round(trainer.seconds, 2)
-    for name, floor in floors(config, real).items():
-        row["metrics"][name] |= {"floor": floor, "about": real.about(name, _count(config, data))}
+    except _Stopped:
+        return None
+    try:
+        for name, floor in floors(config, real).items():
+            row["metrics"][name] |= {"floor": floor, "about": real.about(name, scored(config, data))}
+    except _Stopped:
+        return None
     row["x0_error"] = next((h["x0_error"] for h in reversed(trainer.history) if "x0_error" in h), None)
     _write_history(trainer, folder)
     write_text(folder / RESULT, json.dumps(row, indent=2) + "\n")
@@ -256,8 +300,8 @@ def chosen_metrics(config: RunConfig, data: Data) -> list[str]:
     return [name for name in fitting if not (once and name == "pixel_frechet_distance")]
 
 
-def _count(config: RunConfig, data: Data) -> int:
-    """As many samples as there are fresh real data, so that the floor is a fair one."""
+def scored(config: RunConfig, data: Data) -> int:
+    """How many samples are scored: as many as there are fresh real data, so that the floor is a fair one."""
     return config.sample.n if data.curve is not None else min(config.sample.n, len(data.heldout))
 
 
@@ -267,8 +311,8 @@ _floors: dict[str, dict[str, float]] = {}
 def floors(config: RunConfig, real: Reference) -> dict[str, float]:
     """What fresh real data get, by metric: the values no model can be expected to beat."""
     data, names = real.data, chosen_metrics(config, real.data)
-    n = _count(config, data)
-    key = json.dumps([data.digest, names, n, config.sample.reference, config.extractor])
+    n = scored(config, data)
+    key = json.dumps([data.digest, names, n, real.key(names)])
     if key not in _floors:
         fresh = data.fresh(n) if data.curve is not None else data.heldout[:n]
         y = None if data.heldout_labels is None else data.heldout_labels[:n]
@@ -350,7 +394,7 @@ def _shown(config: RunConfig, data: Data, kind: str) -> int:
 
 def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: Denoiser, folder: Path) -> None:
     data = real.data
-    n = _count(config, data)
+    n = scored(config, data)
     y = labels_like(data, n) if config.conditional else None
     view = view_of(data)
     x, way = draw_samples(denoiser, config.sample, data, n, y, shown=_shown(config, data, view.kind))

@@ -20,6 +20,7 @@ from ..report.plots import picture_sheet, png
 from ..samplers import sample
 from ..spec import load, read_spec, weights_file
 from ..training.draws import mix, unit_noise
+from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
 from .run import guided, sample_chunk, write_arrays
 
@@ -38,6 +39,7 @@ def sample_run(
     label: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    device: str | None = None,
 ) -> tuple[Path, tuple[int, ...]]:
     """Draw ``n`` samples from a run, in the units of its data, and write them.
 
@@ -51,6 +53,7 @@ def sample_run(
         seed: of the noise; the first samples of a seed are the same, however many are drawn.
         label: a class by name or number, for a conditional model; all in turn by default.
         guidance, interval: of classifier-free guidance; the recipe's by default, else none.
+        device: "cpu", "cuda" or "mps"; the best there is by default.
 
     Returns:
         The folder or file, and the shape of the samples.
@@ -68,7 +71,7 @@ def sample_run(
     spec = read_spec(weights)
     config = _recipe_beside(weights)
     own = network(config.network) if config and is_factory(config.network["name"]) else None
-    denoiser = load(weights, net=own)
+    denoiser = load(weights, net=own).to(resources(1, 1, device).devices[0])
     record = spec.data or {}
     if "shape" not in record:
         raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
@@ -76,10 +79,13 @@ def sample_run(
     given: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
     given["guidance_interval"] = None if interval is None else list(interval)
     chosen = replace(chosen, seed=seed, **{k: v for k, v in given.items() if v is not None})
+    if interval is not None and chosen.guidance == 1:
+        raise Conflict("--interval says where guidance is applied, and there is none: give --guidance too.")
     y = _labels(record.get("classes"), label, chosen.guidance, n)
     pictures = bool(record.get("pictures"))
-    target = _place(weights, n, seed, out, pictures)
-    x = _in_original_units(_drawn(denoiser, chosen, tuple(record["shape"]), n, y), record)
+    asked = {"label": label, "guidance": guidance, "interval": interval, "sampler": sampler, "steps": steps}
+    target = _place(weights, n, {"seed": seed, **asked}, out, pictures)
+    x = _drawn(denoiser, chosen, record, n, y)
     if target.suffix == ".npz":
         write_arrays(target, x=x.numpy(), **({} if y is None else {"y": y.numpy()}))
     else:
@@ -103,22 +109,24 @@ def _labels(classes: list[str] | None, label: str | None, guidance: float, n: in
     raise unknown("class", label, classes)
 
 
-def _drawn(denoiser: Denoiser, config: SampleConfig, shape: tuple[int, ...], n: int, y: Tensor | None) -> Tensor:
+def _drawn(denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: int, y: Tensor | None) -> Tensor:
+    """Samples in the units of the data, on the CPU."""
+    device, shape = next(denoiser.parameters()).device, tuple(record["shape"])
     denoiser = guided(denoiser, config.guidance, config.guidance_interval)
-    generator = torch.Generator().manual_seed(mix(config.seed, 0x5A4))
+    generator = torch.Generator(device).manual_seed(mix(config.seed, 0x5A4))
     parts, chunk = [], sample_chunk(shape)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         x = sample(
             denoiser,
-            unit_noise(config.seed, start, stop, shape),
+            unit_noise(config.seed, start, stop, shape).to(device),
             sampler=config.sampler,
             steps=config.steps,
-            cond={} if y is None else {"y": y[start:stop]},
+            cond={} if y is None else {"y": y[start:stop].to(device)},
             generator=generator,
         )
         assert isinstance(x, Tensor)
-        parts.append(x)
+        parts.append(_in_original_units(x.cpu(), record))
     return torch.cat(parts)
 
 
@@ -128,12 +136,16 @@ def _in_original_units(x: Tensor, data: dict[str, Any]) -> Tensor:
     return as_bytes(found) if data.get("pictures") else found
 
 
-def _place(weights: Path, n: int, seed: int, out: str | Path | None, pictures: bool) -> Path:
-    """Where to write, found usable before anything is drawn."""
+def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None, pictures: bool) -> Path:
+    """Where to write, found usable before anything is drawn; by default named after what was asked for."""
     if out is None:
-        name = re.sub(r"\.safetensors$", "", weights.name)
-        stem = f"samples-{n}-seed{seed}" if name == "model" else f"{name}-samples-{n}-seed{seed}"
+        told = [f"{key}{value}" for key, value in asked.items() if value is not None]
+        stem = re.sub(r"[^\w.+=-]+", "_", "-".join(["samples", str(n), *told]))
+        name = weights.name.removesuffix(".safetensors")
+        stem = stem if name == "model" else f"{name}-{stem}"
         return weights.parent / (stem if pictures else f"{stem}.npz")
+    if not str(out):
+        raise OutputError("--out is empty; expected a folder for pictures, or a name that ends in .npz.")
     target = Path(out)
     if target.suffix == ".npz":
         return target
@@ -141,7 +153,19 @@ def _place(weights: Path, n: int, seed: int, out: str | Path | None, pictures: b
         raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
     if target.exists() and not target.is_dir():
         raise OutputError(f"--out {target} is a file; expected a folder for pictures, or a name that ends in .npz.")
+    others = sorted({p.name for p in target.iterdir()} - {*_names(n), "grid.png"}) if target.exists() else []
+    if others:
+        raise OutputError(
+            f"--out {target} is not empty (found {', '.join(others[:3])}), and the new pictures would lie among the "
+            "old; nothing was touched. Choose a new folder."
+        )
     return target
+
+
+def _names(n: int) -> list[str]:
+    """The files of n pictures."""
+    digits = max(4, len(str(n - 1)))
+    return [f"{i:0{digits}d}.png" for i in range(n)]
 
 
 def _write_pictures(folder: Path, x: Tensor) -> None:
@@ -152,9 +176,8 @@ def _write_pictures(folder: Path, x: Tensor) -> None:
         raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another place (--out).") from e
     rows = x.movedim(1, -1).numpy()
     rows = np.ascontiguousarray(rows[..., 0] if rows.shape[-1] == 1 else rows)
-    digits = max(4, len(str(len(rows) - 1)))
-    for i, picture in enumerate(rows):
-        _write_bytes(folder / f"{i:0{digits}d}.png", png(picture))
+    for name, picture in zip(_names(len(rows)), rows, strict=True):
+        _write_bytes(folder / name, png(picture))
     _write_bytes(folder / "grid.png", picture_sheet(rows[:_GRID]))
 
 

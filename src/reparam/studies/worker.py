@@ -71,6 +71,7 @@ def _serve(command: dict[str, Any], tell: Any) -> None:
             from_dict(command["config"]),
             Path(command["folder"]),
             device=command["device"],
+            digest=command["digest"],
             progress=lambda step: tell("progress", run=run, step=step),
             stop=_stop.is_set,
             save_every=command["save_every"],

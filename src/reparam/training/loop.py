@@ -25,6 +25,9 @@ from ..files import read_tensors, write_tensors
 from ..objective import Objective
 from .draws import Batch, Draws, mix
 
+#: Numbers that the validation's pictures may have in all; of large pictures there are fewer.
+_NUMBERS = 2**25
+
 
 class Diverged(RuntimeError):
     """The loss stopped being a finite number. Not a user's error: a result."""
@@ -147,7 +150,7 @@ class Validation:
     ) -> Validation:
         """A fixed draw over the held-out data and times in ``t_range``."""
         low, high = t_range
-        n = bins * each
+        n = bins * max(8, min(each, _NUMBERS // (bins * math.prod(data.shape))))
         generator = torch.Generator().manual_seed(mix(0, 0xE44))
         t = low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
         order = torch.randperm(n, generator=generator) % len(data.heldout)
@@ -156,9 +159,10 @@ class Validation:
         y = data.heldout_labels[order] if conditional and data.heldout_labels is not None else None
         return cls(edges, data.normalised(data.heldout[order]), t, eps, data.sigma_data**2, y)
 
-    def errors(self, denoiser: Denoiser, chunk: int = 1024) -> list[float]:
+    def errors(self, denoiser: Denoiser) -> list[float]:
         """The mean squared error of x0 in each bin over the data's variance: 1 is guessing the mean."""
         device = next(denoiser.parameters()).device
+        chunk = max(1, min(1024, 2**21 // math.prod(self.x0.shape[1:])))
         found = []
         with evaluating(denoiser):
             for at in torch.arange(len(self.t)).split(chunk):
