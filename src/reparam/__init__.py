@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .studies import study
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
+    from .tools import check
 
 _FROM = {
     "denoiser": ["Conventions", "Denoiser", "Posterior"],
@@ -30,6 +31,7 @@ _FROM = {
     "studies": ["study"],
     "targets": ["Target", "convert", "target"],
     "times": ["LogitNormal", "Uniform"],
+    "tools": ["check"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _MODULES = ["errors", "guidance", "metrics", "networks", "samplers", "schedules", "targets", "times", "weightings"]
@@ -55,6 +57,7 @@ __all__ = [
     "Trajectory",
     "Uniform",
     "__version__",
+    "check",
     "convert",
     "errors",
     "guidance",

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reparam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_study, _add_sample, _add_report, _add_show):
+    for add in (_add_study, _add_sample, _add_check, _add_report, _add_show):
         add(commands)
     return parser
 
@@ -106,6 +106,26 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
 
 
+def _add_check(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "probe a target: does its inverse agree, where is it singular, what does its loss learn",
+        "reparam check mine.py; reparam check 'p=-sigma,q=alpha' --schedule cosine",
+        _check,
+    )
+    parser.add_argument("target", help="a name, a row p=…,q=…, or a .py file with the two functions of a task")
+    parser.add_argument(
+        "--schedule",
+        default="ddpm",
+        help="the forward process, a name or a YAML mapping; ddpm's linear table by default",
+    )
+    parser.add_argument(
+        "--t-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times it is used at; all by default"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="write the inverse error over t as an .svg file")
+
+
 def _add_report(commands: Any) -> None:
     parser = _command(
         commands, "report", "write the page of a finished study anew", "reparam report runs/spiral", _report
@@ -126,6 +146,10 @@ def _add_show(commands: Any) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _say_aside(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _finish(args: Any, result: dict[str, Any], text: str) -> None:
@@ -189,6 +213,22 @@ def _sample(args: Any) -> int:
         f"{shape[0]} samples of shape {list(shape[1:])}: {path}",
     )
     return 0
+
+
+def _check(args: Any) -> int:
+    from pathlib import Path
+
+    from .studies.recipe import parse_yaml
+    from .tools import check
+    from .tools.check import plot
+
+    if args.target.endswith(".py"):
+        _say_aside(f"running your code: target {args.target}")
+    found = check(args.target, parse_yaml(args.schedule, "--schedule"), t_range=args.t_range)
+    if args.plot:
+        plot(found, Path(args.plot))
+    _finish(args, found.to_dict(), found.text() + (f"\n\nplot: {args.plot}" if args.plot else ""))
+    return 0 if found.verdict == "consistent" else 1
 
 
 def _report(args: Any) -> int:
