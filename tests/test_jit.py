@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import reparam as rp
 from plain_jit import PlainJiT, randomise
@@ -29,6 +28,15 @@ BASE = {
     "in_context_start": 2,
 }
 PLAIN = {"num_classes": 0, "in_context_len": 0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only wait for one another's threads, for a minute where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def ours_of(config, dropout=0.0):
@@ -302,6 +310,8 @@ def test_bfloat16_autocast_is_near_float32(changes):
 
 
 def test_compiles_whole_and_once():
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds to import
+
     ours, _ = pair(depth=2, in_context_start=1)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(ours, fullgraph=True, backend=counter)
@@ -353,7 +363,7 @@ def test_saving_and_loading_rebuild_the_network(tmp_path, changes):
         ({"heads": 16}, "width 32 over 16 heads gives 2 features a head.*multiple of 4"),
         ({"in_context": 4}, "4 class tokens in context need classes"),
         ({"classes": 3, "in_context_start": 3}, r"in_context_start must be below the depth \(3\), found 3"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), found 1\.0"),
+        ({"dropout": 1.0}, r"dropout must .* \[0, 1\), found 1\.0"),
     ],
     ids=str,
 )

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import targets, weightings
 from . import times as noise_levels
+from . import weightings
 from .denoiser import Conventions, Denoiser
 from .errors import Conflict, ReparamError, SingularTime
 from .schedules import DDPM, Schedule, Time, as_time, like
@@ -32,7 +32,8 @@ class Objective(nn.Module):
         schedule: the forward process.
         target: what the network predicts.
         loss_space: the target in whose space the squared error is taken (a name or an
-            object); its own by default. It *is* the weighting Δ_s²/σ².
+            object); its own by default. It *is* the weighting Δ_s²/σ². A mapping such as
+            ``{"x0": 1, "eps": 0.1}`` sums several (the hybrid loss).
         weighting: or a weighting on the x0-error.
         times: which noise levels are drawn, restricted to ``t_range``. With time="step" a
             drawn time is rounded up to the next step, so uniform times are uniform steps.
@@ -63,20 +64,25 @@ class Objective(nn.Module):
                 f"found both loss_space ({loss_space}) and weighting ({weighting}); a loss space is itself a "
                 "weighting. Give one of the two."
             )
-        self.loss_space = None if loss_space is None else targets.target(loss_space)
-        self._given = weighting
-        self._learn()
-        own_space = Space(self.loss_space or self.conventions.target)
-        self.weighting = own_space if weighting is None else weightings.weighting(weighting)
+        self.loss_space = None if loss_space is None else weightings.space(loss_space)
+        chosen = None if weighting is None else weightings.weighting(weighting)
+        self._learn(alone=self.loss_space is None and chosen is None)
         self._drawn = noise_levels.times(times)
-        self.times = self._drawn.within(*self.conventions.t_range)
+        self.times = self._drawn.on(self.schedule).within(*self.conventions.t_range)
+        own = self.loss_space or Space(self.conventions.target)
+        self.weighting = (own if chosen is None else chosen).drawn_from(self.times)
+        #: What is learned of the weighting (EDM2's u), or None.
+        self.learned = self.weighting.learned()
 
-    def _learn(self) -> None:
-        """Where the target itself is learned, give it a parameter that is part of this module."""
+    def _learn(self, alone: bool) -> None:
+        """Where the target itself is learned, give it a parameter that is part of this module.
+
+        ``alone``: whether neither a loss space nor a weighting was given.
+        """
         kind = self.conventions.target
         if not (isinstance(kind, KTarget) and kind.learned):
             return
-        if self.loss_space is None and self._given is None:
+        if alone:
             raise Conflict(
                 "a learned k needs a loss that does not change with it: give loss_space (for example 'velocity') or "
                 "a weighting."
@@ -97,7 +103,7 @@ class Objective(nn.Module):
 
     def times_at(self, u: Tensor) -> Tensor:
         """The times that uniform numbers ``u`` in (0, 1) stand for; float64."""
-        t = self.times.quantile(u.to("cpu", torch.float64))
+        t = self.times.draw(u.to("cpu", torch.float64))
         if self.conventions.time == "step" and isinstance(self.schedule, DDPM):
             t = self.schedule.on_steps(t, self.conventions.t_range[1])
         return t
@@ -154,12 +160,11 @@ class Objective(nn.Module):
                 f"t = {bad:g}; keep t away from there, or cap it: weighting=Capped(...)."
             )
         with torch.autocast(error.device.type, enabled=False):  # which would round the sum to bfloat16
-            if weight.ndim > t64.ndim:  # by element, or by direction
-                flat = self.target.apply(weight.sqrt(), error).flatten(1)
-                return torch.linalg.vecdot(flat, flat) / flat.shape[1]
-            flat = error.flatten(1)
-            squared = torch.linalg.vecdot(flat, flat)
-        return like(weight, squared) * squared / flat.shape[1]
+            apart = weight.ndim > t64.ndim  # by element, or by direction
+            flat = (self.target.apply(weight.sqrt(), error) if apart else error).flatten(1)
+            squared = torch.linalg.vecdot(flat, flat) / flat.shape[1]
+        loss = squared if apart else like(weight, squared) * squared
+        return loss if self.learned is None else self.learned(loss, self.schedule.log_snr(t64))
 
     def denoiser(self, net: nn.Module, data: dict[str, Any] | None = None) -> Denoiser:
         """The network as a denoiser under the conventions it was trained with."""
@@ -172,7 +177,7 @@ class Objective(nn.Module):
     def record(self) -> dict[str, Any]:
         """What training knows beyond the conventions: loss space, weighting and times."""
         return {
-            "loss_space": None if self.loss_space is None else Space(self.loss_space).config(),
+            "loss_space": None if self.loss_space is None else self.loss_space.config(),
             "weighting": self.weighting.config(),
             "times": self._drawn.config(),  # t_range is recorded by itself
         }

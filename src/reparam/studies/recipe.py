@@ -33,7 +33,7 @@ from ..training import TrainConfig
 
 #: Keys whose value is a pair by nature; a list of such pairs is a sweep.
 _RANGES = ("t_range", "validate_on")
-_PAIRS = {*_RANGES, "sample.guidance_interval", "data.size"}
+_PAIRS = {*_RANGES, "sample.guidance_interval", "data.size", "times.density"}
 #: Parts that have a name, and may be written as it alone.
 _PARTS = ("data", "network", "schedule", "times", "target", "extractor")
 #: Of these, what may be a user's own ``pkg.mod:make``.
