@@ -12,7 +12,7 @@ from torch import nn
 
 import reparam as rp
 from plain_jit import PlainJiT, randomise
-from reparam.errors import NetworkError, UnknownName
+from reparam.errors import NetworkError, ReparamError, UnknownName
 from reparam.networks.jit import JiT, rotary_table
 
 BASE = {
@@ -405,3 +405,18 @@ def test_cuda_agrees_with_the_cpu():
 @pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs Apple's MPS")
 def test_mps_agrees_with_the_cpu():
     agrees_on("mps")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": 16.0}, r"image must be an integer of at least 1, found \[16\.0, 16\.0\]"),
+        ({"image": None}, r"image must be an integer of at least 1, found \[None, None\]"),
+        ({"dropout": "0.1"}, r"dropout must be a number in \[0, 1\), found '0\.1'"),
+        ({"size": ["B"]}, r"unknown size of JiT"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused(arguments, message):
+    with pytest.raises(ReparamError, match=message):
+        small(**arguments)

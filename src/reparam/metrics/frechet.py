@@ -7,6 +7,10 @@ from torch import Tensor
 
 from ..errors import DataError
 
+_EPS = torch.finfo(torch.float64).eps
+#: Up to this error, in proportion to the distance, squared singular values will do.
+_TOLERANCE = 1e-7
+
 
 class Moments:
     """Mean and covariance of features, streamed and merged exactly in any order.
@@ -85,9 +89,9 @@ def moments(features: Tensor) -> Moments:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """‖μ1 − μ2‖² + tr(C1 + C2 − 2 (C1 C2)^½) (Dowson & Landau 1982).
 
-    With C = A Aᵀ the trace of (C1 C2)^½ is the sum of the singular values of A1ᵀA2, so
-    symmetric eigen-decompositions suffice, and a rank-deficient covariance keeps only the
-    columns of A that it has.
+    With C = A Aᵀ the trace of (C1 C2)^½ is the sum of the singular values of A1ᵀA2. Their
+    squares are the eigenvalues of A2ᵀ C1 A2, which are several times faster to get; where
+    squaring might have cost accuracy, the singular values themselves are taken.
 
     Args:
         mean1, mean2: shape [d]. cov1, cov2: shape [d, d]. Anything torch can read; float64 inside.
@@ -100,15 +104,43 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     if m1.shape != (d,) or m2.shape != (d,) or c1.shape != (d, d) or c2.shape != (d, d):
         shapes = ", ".join(str(list(v.shape)) for v in (m1, c1, m2, c2))
         raise DataError(f"expected means [d] and covariances [d, d], found {shapes}.")
-    if not all(bool(v.isfinite().all()) for v in (m1, c1, m2, c2)):
+    if not all(bool(v.sum().isfinite()) for v in (m1, c1, m2, c2)):
         raise DataError("a mean or a covariance holds NaN or infinity.")
-    cross = torch.linalg.svdvals(_factor(c1).T @ _factor(c2)).sum()
-    distance = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross
-    return max(float(distance), 0.0)
+    rest = (m1 - m2).square().sum() + c1.trace() + c2.trace()
+    factor = _factor(c2)
+    cross, error = _by_squares(c1, factor)
+    if not 2 * error <= _TOLERANCE * (rest - 2 * cross):
+        cross = torch.linalg.svdvals(_factor(c1).T @ factor).sum()
+    return max(float(rest - 2 * cross), 0.0)
 
 
 def _factor(cov: Tensor) -> Tensor:
-    """A of shape [d, rank] with A Aᵀ = cov."""
-    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    kept = values > values[-1].clamp(min=0) * len(cov) * torch.finfo(torch.float64).eps
+    """A of shape [d, rank] with A Aᵀ = cov: lower triangular, or of as many columns as there are directions."""
+    lower, failed = torch.linalg.cholesky_ex(cov)
+    if not failed and lower.diagonal().min() ** 2 > cov.diagonal().max() * len(cov) * _EPS:
+        return lower
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1].clamp(min=0) * len(cov) * _EPS
     return vectors[:, kept] * values[kept].sqrt()
+
+
+def _by_squares(cov: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the roots of factorᵀ cov factor's eigenvalues, and how far off it may be.
+
+    An eigenvalue is good to ε times the largest one, so a root to the smaller of ε/(2 root) and √ε times that.
+    """
+    values = torch.linalg.eigvalsh(_congruent(cov, factor))
+    roots = values.clamp(min=0).sqrt()
+    slack = _EPS * values.norm()
+    return roots.sum(), (slack / (2 * roots).clamp(min=slack.sqrt())).sum()
+
+
+def _congruent(cov: Tensor, factor: Tensor, block: int = 256) -> Tensor:
+    """The lower triangle of factorᵀ cov factor, at a third of the cost where the factor is triangular."""
+    if len(factor) != factor.shape[1]:
+        return factor.T @ (cov @ factor)
+    out = torch.zeros_like(cov)
+    for i in range(0, len(cov), block):
+        columns = slice(i, i + block)
+        out[i:, columns] = factor[i:, i:].T @ (cov[i:, i:] @ factor[i:, columns])
+    return out

@@ -117,9 +117,17 @@ class _Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)  # [B, heads, 3, N, head_dim]
         q, k, v = qkv.unbind(2)
         q, k = _rotated(self.q_norm(q), rope), _rotated(self.k_norm(k), rope)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        mixed = _attended(q, k, v)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ/√d) v; in float32 on a CPU, whose bfloat16 kernel is slower, for short sequences by far."""
+    if v.device.type != "cpu":
+        return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q, k, v.float())
 
 
 def _rotated(x: Tensor, rope: Tensor) -> Tensor:
@@ -211,12 +219,12 @@ class JiT(nn.Module):
         dropout: float | None = None,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
+        if not isinstance(size, str) or size not in SIZES:
             raise unknown("size of JiT", size, SIZES)
         preset, own_depth = SIZES[size], depth is not None
         self.config: dict[str, Any] = {
             "name": "jit",
-            "image": [image, image] if isinstance(image, int) else list(image),
+            "image": list(image) if isinstance(image, list | tuple) else [image, image],
             "patch": patch,
             "channels": channels,
             "width": preset.width if width is None else width,
@@ -397,16 +405,14 @@ def _check(config: dict[str, Any]) -> None:
             f"jit: width {width} over {heads} heads gives {width / heads:g} features a head; rotary positions need a "
             "multiple of 4."
         )
-    if width % 4:
-        raise NetworkError(f"jit: width must be a multiple of 4, found {width}.")
     if config["in_context"] and not config["classes"]:
         raise NetworkError(f"jit: {config['in_context']} class tokens in context need classes, found classes=0.")
     if config["in_context"] and config["in_context_start"] >= config["depth"]:
         raise NetworkError(
             f"jit: in_context_start must be below the depth ({config['depth']}), found {config['in_context_start']}."
         )
-    if not 0 <= config["dropout"] < 1:
-        raise NetworkError(f"jit: dropout must lie in [0, 1), found {config['dropout']}.")
+    if not isinstance(config["dropout"], int | float) or not 0 <= config["dropout"] < 1:
+        raise NetworkError(f"jit: dropout must be a number in [0, 1), found {config['dropout']!r}.")
 
 
 _LEAST = {
