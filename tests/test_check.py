@@ -107,3 +107,36 @@ def test_the_plot_is_a_drawing(tmp_path, capsys):
 def test_bad_targets(target, error, words):
     with pytest.raises(error, match=words):
         rp.check(target)
+
+
+def test_a_basis_comes_from_data_by_one_command(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "basis.safetensors"
+    assert (
+        main(["basis", "{name: digits, pictures: true}", "--patch", "4", "--rank", "3", "--out", str(out), "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["shape"] == [16, 3]
+    kind = rp.target({"name": "in_basis", "basis": str(out), "inside": "velocity", "outside": "x0"})
+    assert kind.basis.digest == found["digest"]
+    settings = [
+        "--set",
+        "data={name: digits, pictures: true}",
+        "--set",
+        "network={name: jit, patch: 4, width: 16, depth: 2, heads: 2, bottleneck: 8}",
+    ]
+    settings += [
+        "--set",
+        f"target={{name: in_basis, basis: {out}}}",
+        "--set",
+        "conditional=false",
+        "--set",
+        "sample={n: 20, steps: 3}",
+    ]
+    settings += ["--set", "train={steps: 5, batch: 16, warmup: 1}"]
+    assert main(["study", "digits-jit", "--out", str(tmp_path / "study"), *settings]) == 0
+    model = next((tmp_path / "study").glob("*/model.safetensors"))
+    assert rp.load(model).target == kind  # the basis travels with the weights
+    assert main(["basis", "digits", "--rank", "65", "--out", str(out)]) == 2
+    assert "1 … 64" in capsys.readouterr().err

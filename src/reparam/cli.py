@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reparam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_study, _add_sample, _add_check, _add_report, _add_show):
+    for add in (_add_study, _add_sample, _add_check, _add_basis, _add_report, _add_show):
         add(commands)
     return parser
 
@@ -126,6 +126,20 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="write the inverse error over t as an .svg file")
 
 
+def _add_basis(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "basis",
+        "compute principal directions of data, for targets that differ inside and outside of them",
+        "reparam basis photos/ --patch 16 --rank 8 --out basis.safetensors",
+        _basis,
+    )
+    parser.add_argument("data", help="as a recipe's data: a path, a name, or a YAML mapping")
+    parser.add_argument("--rank", type=int, required=True, help="how many directions")
+    parser.add_argument("--patch", type=int, help="of patches of so many pixels; of whole samples by default")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file to write")
+
+
 def _add_report(commands: Any) -> None:
     parser = _command(
         commands, "report", "write the page of a finished study anew", "reparam report runs/spiral", _report
@@ -146,6 +160,22 @@ def _add_show(commands: Any) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _basis(args: Any) -> int:
+    from .data import load_data
+    from .studies.recipe import data_named, parse_yaml
+    from .targets import principal
+
+    config = parse_yaml(args.data, "data") if args.data.lstrip().startswith("{") else data_named(args.data)
+    data = load_data(config)
+    _say_aside(f"  {data.preflight()}")
+    basis = principal(data.chunks(1024), args.rank, args.patch)
+    basis.save(args.out)
+    _finish(
+        args, {"out": args.out, "shape": list(basis.columns.shape), "digest": basis.digest}, f"{basis!r}: {args.out}"
+    )
+    return 0
 
 
 def _say_aside(text: str) -> None:

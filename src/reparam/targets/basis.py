@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,8 +144,11 @@ def basis(which: str | Path | dict[str, Any] | Basis | Tensor) -> Basis:
     return Basis(torch.from_numpy(raw.copy()), which["patch"])
 
 
-def principal(samples: Tensor, rank: int, patch: int | None = None) -> Basis:
+def principal(samples: Tensor | Iterable[Tensor], rank: int, patch: int | None = None) -> Basis:
     """The top principal directions of samples [N, …], or of their patches, about their mean.
+
+    Args:
+        samples: all at once, or in parts.
 
     Raises:
         Unsupported: if there are fewer directions than asked for.
@@ -153,7 +157,7 @@ def principal(samples: Tensor, rank: int, patch: int | None = None) -> Basis:
     total: Tensor | None = None
     mean = None
     count = 0
-    for part in samples.split(1024):
+    for part in samples.split(1024) if isinstance(samples, Tensor) else samples:
         v = found.vectors(part).double()
         v = v.reshape(-1, v.shape[-1])
         total = v.T @ v if total is None else total + v.T @ v
