@@ -12,7 +12,7 @@ help:
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     side-by-side timings against plain PyTorch"
+	@echo "make bench     side-by-side timings against plain PyTorch and SciPy"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/spiral.py
+	$(BIN)/python benchmarks/jit.py
+	$(BIN)/python benchmarks/frechet.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

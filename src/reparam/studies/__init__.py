@@ -104,9 +104,7 @@ def study(
     raw = own.into(read_recipe(recipe))
     settings = [settings] if isinstance(settings, str) else list(settings)
     plan = load_recipe(raw, settings, extra_networks=own.networks, extra_data=own.data_names)
-    folder = (
-        Path(out) if out is not None else Path("runs") / (re.sub(r"[^\w.+=-]+", "_", plan.name).strip("._") or "study")
-    )
+    folder = Path("runs") / _folder_name(plan.name) if out is None else Path(out)
     on = resources(len(plan.runs), 1 if own.in_process else jobs, device)
     say(f"study {plan.name}: {len(plan.runs)} runs")
     digests = _preflight(plan, own, say)
@@ -126,6 +124,10 @@ def study(
                 f"To continue: {again}"
             )
         return _conclude(folder, plan, rows)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "_", name).strip("._") or "study"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ Progress = Callable[[int], None]
 
 
 class _Stopped(Exception):
-    """Asked to end while scoring: training is done and kept, and scoring begins again when continued."""
+    """Asked to end. The state of training is kept; scoring begins again when continued."""
 
 
 @contextlib.contextmanager
@@ -200,26 +200,15 @@ def execute(
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
     row = blank_row(run, config, data)
-    real = reference_of(config, data, folder, device, stop)
     row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
     row["noise_bins"] = trainer.validation.edges
+    real = reference_of(config, data, folder, device, stop)
     try:
-        if not _train(trainer, folder, progress, stop, save_every):
-            return None
-        start = time.perf_counter()
-        denoiser = trainer.denoiser
-        denoiser.data = data_record(config, data)
-        save(denoiser, folder / "model.safetensors")
-        write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
-        with _stoppable(denoiser.net, stop):
-            _score(row, config, real, denoiser, folder)
-        row["status"] = "finished"
-        row["wall_s"] = round(trainer.seconds + time.perf_counter() - start, 2)
-    except Diverged as e:
-        row["status"], row["reason"], row["wall_s"] = "diverged", str(e), round(trainer.seconds, 2)
-    except _Stopped:
-        return None
-    try:
+        try:
+            _train(trainer, folder, progress, stop, save_every)
+            _finish(row, config, real, trainer, folder, stop)
+        except Diverged as e:
+            row |= {"status": "diverged", "reason": str(e), "wall_s": round(trainer.seconds, 2)}
         for name, floor in floors(config, real).items():
             row["metrics"][name] |= {"floor": floor, "about": real.about(name, scored(config, data))}
     except _Stopped:
@@ -231,7 +220,26 @@ def execute(
     return row
 
 
-def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float) -> bool:
+def _finish(
+    row: dict[str, Any],
+    config: RunConfig,
+    real: Reference,
+    trainer: Trainer,
+    folder: Path,
+    stop: Callable[[], bool],
+) -> None:
+    """Save the trained model with its spec, and score it."""
+    start = time.perf_counter()
+    denoiser = trainer.denoiser
+    denoiser.data = data_record(config, real.data)
+    save(denoiser, folder / "model.safetensors")
+    write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
+    with _stoppable(denoiser.net, stop):
+        _score(row, config, real, denoiser, folder)
+    row |= {"status": "finished", "wall_s": round(trainer.seconds + time.perf_counter() - start, 2)}
+
+
+def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float) -> None:
     def keep() -> None:
         trainer.save(folder / RESUME)
         _write_history(trainer, folder)
@@ -247,7 +255,8 @@ def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[]
             saved = now
     keep()
     progress(trainer.step)
-    return trainer.step == trainer.config.steps
+    if trainer.step < trainer.config.steps:
+        raise _Stopped
 
 
 def _write_history(trainer: Trainer, folder: Path) -> None:

@@ -75,22 +75,25 @@ def sample_run(
     record = spec.data or {}
     if "shape" not in record:
         raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
-    chosen = config.sample if config else SampleConfig()
-    given: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    given["guidance_interval"] = None if interval is None else list(interval)
-    chosen = replace(chosen, seed=seed, **{k: v for k, v in given.items() if v is not None})
-    if interval is not None and chosen.guidance == 1:
-        raise Conflict("--interval says where guidance is applied, and there is none: give --guidance too.")
+    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "guidance_interval": interval}
+    chosen = _chosen(config.sample if config else SampleConfig(), {**asked, "seed": seed})
     y = _labels(record.get("classes"), label, chosen.guidance, n)
-    pictures = bool(record.get("pictures"))
-    asked = {"label": label, "guidance": guidance, "interval": interval, "sampler": sampler, "steps": steps}
-    target = _place(weights, n, {"seed": seed, **asked}, out, pictures)
+    target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
     x = _drawn(denoiser, chosen, record, n, y)
     if target.suffix == ".npz":
         write_arrays(target, x=x.numpy(), **({} if y is None else {"y": y.numpy()}))
     else:
         _write_pictures(target, x)
     return target, tuple(x.shape)
+
+
+def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
+    """How to sample: as the recipe says, but for what was asked for."""
+    given: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
+    chosen = replace(recipe, **given)
+    if "guidance_interval" in given and chosen.guidance == 1:
+        raise Conflict("--interval says where guidance is applied, and there is none: give --guidance too.")
+    return chosen
 
 
 def _labels(classes: list[str] | None, label: str | None, guidance: float, n: int) -> Tensor | None:
