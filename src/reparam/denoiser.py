@@ -282,6 +282,16 @@ class Denoiser(nn.Module):
         y = self.conventions.call(self.net, x_t, t64, cond)
         return Posterior(self.target.to_x0(y, x_t, t64, self.schedule))
 
+    def on(self, schedule: Schedule | str | dict[str, Any]) -> Denoiser:
+        """The same network under another forward process, matched by log-SNR and exact: nothing is trained.
+
+        Raises:
+            Unsupported: if the noise of either process differs by element.
+        """
+        from .guidance import Rescheduled  # which wraps denoisers
+
+        return Rescheduled(self, schedule)
+
     #: Coefficients at the times of a grid, inside :func:`prepared`; with the device and dtype of its time.
     _table: tuple[dict[float, _Entry], torch.device, torch.dtype] | None = None
 
