@@ -372,3 +372,15 @@ def test_loss_spaces_of_the_new_targets_agree_with_conversion():
             direct = rp.convert(guess, x_t, t, schedule, source=own, to=space) - space.encode(x0, eps, t, schedule)
             weighted = Space(space).on_prediction(t, schedule, own)[:, None] * (guess - y) ** 2
             torch.testing.assert_close(weighted, direct**2, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", ["v", "x0", "edm"])
+def test_a_last_step_that_is_never_trained_is_refused(target):
+    zero = rp.DDPM("scaled_linear", zero_terminal_snr=True)
+    with pytest.raises(Conflict, match=r"min_snr.*is 0 on an error in .*t = 1, so that step is never trained"):
+        rp.Objective(zero, target, weighting="min_snr")
+    floored = {"name": "floored", "base": "min_snr", "floor": 0.01}
+    assert float(rp.Objective(zero, target, weighting=floored).weight(1.0)) > 0
+    rp.Objective(zero, target, weighting="min_snr", t_range=(0.001, 0.999))
+    rp.Objective(rp.DDPM("scaled_linear"), target, weighting="min_snr")
+    rp.Objective("cosine", target, weighting="min_snr")  # one point of a continuum is no step

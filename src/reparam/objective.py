@@ -42,6 +42,7 @@ class Objective(nn.Module):
     Raises:
         Conflict: if both loss_space and weighting are given.
         SingularTime: if the target is singular inside t_range.
+        Conflict: if a table's last step would never be trained.
         UnknownName: if a name is not known.
     """
 
@@ -73,6 +74,17 @@ class Objective(nn.Module):
         self.weighting = (own if chosen is None else chosen).drawn_from(self.times)
         #: What is learned of the weighting (EDM2's u), or None.
         self.learned = self.weighting.learned()
+        self._refuse_untrained_end()
+
+    def _refuse_untrained_end(self) -> None:
+        """On a table, a weight of 0 at the last step means that sampling starts where nothing was learned."""
+        high = self.conventions.t_range[1]
+        if isinstance(self.schedule, DDPM) and bool((self.weight(high) == 0).any()):
+            raise Conflict(
+                f"weighting {self.weighting.config()} is 0 on an error in {self.target.name} at the last step, t = "
+                f"{high:g}, so that step is never trained, and sampling starts there. Floor it, for example weighting: "
+                "{name: floored, base: …, floor: 0.01}, or end t_range before it."
+            )
 
     def _learn(self, alone: bool) -> None:
         """Where the target itself is learned, give it a parameter that is part of this module.
