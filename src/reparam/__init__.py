@@ -34,7 +34,18 @@ _FROM = {
     "tools": ["check"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_MODULES = ["errors", "guidance", "metrics", "networks", "samplers", "schedules", "targets", "times", "weightings"]
+_MODULES = [
+    "errors",
+    "guidance",
+    "likelihood",
+    "metrics",
+    "networks",
+    "samplers",
+    "schedules",
+    "targets",
+    "times",
+    "weightings",
+]
 
 __all__ = [
     "DDIM",
@@ -61,6 +72,7 @@ __all__ = [
     "convert",
     "errors",
     "guidance",
+    "likelihood",
     "load",
     "metrics",
     "networks",
