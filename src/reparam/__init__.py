@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import errors, metrics, networks, samplers, schedules, targets, times, weightings
+    from . import errors, guidance, likelihood, metrics, networks, samplers, schedules, targets, times, weightings
     from .denoiser import Conventions, Denoiser, Posterior
     from .objective import Objective
     from .samplers import DDIM, Euler, Heun, Trajectory, sample
