@@ -1,12 +1,13 @@
 """The Fréchet distance of reparam against the usual way, SciPy's matrix square root, and its memory.
 
-    python benchmarks/frechet.py [--dim 2048] [--repeats 3] [--threads 2]
+    python benchmarks/frechet.py [--dim 2048] [--repeats 3]
 
 Time: the covariances of 5,000 correlated random vectors each, whose eigenvalues fall as i^−1.3, much
 as those of a network's features do: the 1,280 of EfficientNet-Lite0, over 2,000 pictures of CIFAR-10
 at 64 pixels, fall from 1 to 5·10⁻⁵. The usual way is the formula of the FID with
-scipy.linalg.sqrtm(C1 C2). The two take turns; the figures are medians. Memory: how far streaming
-vectors through Moments raises a process's peak.
+scipy.linalg.sqrtm(C1 C2). The two take turns; the figures are medians. Both use all cores;
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 before the command keeps both to one. Memory: how far
+streaming vectors through Moments raises a process's peak.
 """
 
 from __future__ import annotations
@@ -122,11 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of the CPU; all cores unless given")
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     if args.growth:
         growth(args.dim, args.growth)
         return

@@ -93,7 +93,7 @@ def test_where_squares_are_too_coarse_singular_values_are_taken(monkeypatch, svd
     monkeypatch.setattr(frechet, "_TOLERANCE", np.inf)
     hasty = between(c1, c2)
     assert len(svds) == 1
-    error = 2 * float(frechet._by_squares(c1, frechet._factor(c2))[1])
+    error = 2 * float(frechet._by_squares(c1, *frechet._factor(c2))[1])
     assert error / 100 < abs(hasty - careful) < error
 
 
@@ -122,3 +122,18 @@ def test_congruent_fills_the_lower_triangle():
     expected = (lower.T @ c @ lower).tril()
     for block in (7, 25, 50, 64):
         torch.testing.assert_close(frechet._congruent(c, lower, block).tril(), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_variance_at_the_very_edge_of_rounding():
+    """Cholesky refuses this covariance for its last pivot, and by rounding every eigenvalue passes."""
+    g = torch.Generator().manual_seed(0)
+    variances = 0.25 + 0.5 * torch.rand(300, dtype=torch.float64, generator=g)
+    variances[0], variances[-1] = 1.0, 300 * torch.finfo(torch.float64).eps * (1 - 1e-5)
+    zero, one = torch.zeros(300, dtype=torch.float64), torch.eye(300, dtype=torch.float64)
+    samples = torch.randn(900, 300, dtype=torch.float64, generator=g)
+    other = samples.T @ samples / 900
+    for _ in range(20):
+        turn = torch.linalg.qr(one + 1e-8 * torch.randn(300, 300, dtype=torch.float64, generator=g))[0]
+        edge = (turn * variances) @ turn.T
+        there = rp.metrics.frechet_distance(zero, edge, zero, other)
+        assert rp.metrics.frechet_distance(zero, other, zero, edge) == pytest.approx(there, rel=1e-6)

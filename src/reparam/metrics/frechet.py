@@ -107,38 +107,37 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     if not all(bool(v.sum().isfinite()) for v in (m1, c1, m2, c2)):
         raise DataError("a mean or a covariance holds NaN or infinity.")
     rest = (m1 - m2).square().sum() + c1.trace() + c2.trace()
-    factor = _factor(c2)
-    cross, error = _by_squares(c1, factor)
+    factor, triangular = _factor(c2)
+    cross, error = _by_squares(c1, factor, triangular)
     if not 2 * error <= _TOLERANCE * (rest - 2 * cross):
-        cross = torch.linalg.svdvals(_factor(c1).T @ factor).sum()
+        cross = torch.linalg.svdvals(_factor(c1)[0].T @ factor).sum()
     return max(float(rest - 2 * cross), 0.0)
 
 
-def _factor(cov: Tensor) -> Tensor:
-    """A of shape [d, rank] with A Aᵀ = cov: lower triangular, or of as many columns as there are directions."""
+def _factor(cov: Tensor) -> tuple[Tensor, bool]:
+    """A of shape [d, rank] with A Aᵀ = cov, and whether it is lower triangular; else it has a column a direction."""
     lower, failed = torch.linalg.cholesky_ex(cov)
     if not failed and lower.diagonal().min() ** 2 > cov.diagonal().max() * len(cov) * _EPS:
-        return lower
+        return lower, True
     values, vectors = torch.linalg.eigh(cov)
     kept = values > values[-1].clamp(min=0) * len(cov) * _EPS
-    return vectors[:, kept] * values[kept].sqrt()
+    return vectors[:, kept] * values[kept].sqrt(), False
 
 
-def _by_squares(cov: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the roots of factorᵀ cov factor's eigenvalues, and how far off it may be.
+def _by_squares(cov: Tensor, factor: Tensor, triangular: bool) -> tuple[Tensor, Tensor]:
+    """The sum of the roots of factorᵀ cov factor's eigenvalues, and an estimate of how far off it is.
 
-    An eigenvalue is good to ε times the largest one, so a root to the smaller of ε/(2 root) and √ε times that.
+    An eigenvalue is good to about ε times the largest one, so a root to the smaller of ε/(2 root) and √ε times that.
     """
-    values = torch.linalg.eigvalsh(_congruent(cov, factor))
+    product = _congruent(cov, factor) if triangular else factor.T @ (cov @ factor)
+    values = torch.linalg.eigvalsh(product)
     roots = values.clamp(min=0).sqrt()
     slack = _EPS * values.norm()
     return roots.sum(), (slack / (2 * roots).clamp(min=slack.sqrt())).sum()
 
 
 def _congruent(cov: Tensor, factor: Tensor, block: int = 256) -> Tensor:
-    """The lower triangle of factorᵀ cov factor, at a third of the cost where the factor is triangular."""
-    if len(factor) != factor.shape[1]:
-        return factor.T @ (cov @ factor)
+    """The lower triangle of factorᵀ cov factor for a lower triangular factor, at a third of the plain cost."""
     out = torch.zeros_like(cov)
     for i in range(0, len(cov), block):
         columns = slice(i, i + block)
