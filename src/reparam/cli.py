@@ -100,7 +100,9 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times t where guidance is applied"
     )
-    parser.add_argument("--sampler", help="euler, heun or ddim; the recipe's by default, else heun")
+    parser.add_argument(
+        "--sampler", help="a sampler by name, such as heun, ddim or dpmpp_2m; the recipe's by default, else heun"
+    )
     parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
