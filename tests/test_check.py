@@ -1,9 +1,12 @@
 """reparam check: the verdict on a target, from a name, a row or a file."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
 
 import reparam as rp
 from reparam.cli import main
@@ -88,11 +91,31 @@ def test_what_is_said_of_a_target_is_right():
     assert found.max_inverse_error["float64"] < found.max_inverse_error["float32"] < found.max_inverse_error["bfloat16"]
 
 
+@pytest.mark.parametrize("target", ["eps", "v", "x0", "velocity"])
+def test_the_effective_weight_of_the_plain_loss_on_the_linear_path(target):
+    """w(λ) = p(λ) m_ε(λ), by hand for uniform times: dλ/dt = −2/(t(1 − t)) there."""
+    found = rp.check(target, "rectified_flow", t_range=(0.0, 0.98) if target == "eps" else None)
+    t, log_snr, w = torch.tensor(found.effective_weight, dtype=torch.float64).unbind(1)
+    torch.testing.assert_close(log_snr, 2 * ((1 - t) / t).log())
+    own = {"eps": 1 - t, "x0": -t, "v": (1 - t) ** 2 + t**2, "velocity": 1.0}[target]  # Δ of the target; of ε it is α
+    density = t * (1 - t) / 2 / (0.98 if target == "eps" else 1.0)
+    torch.testing.assert_close(w, density * (own / (1 - t)) ** 2)
+    assert len(t) > 60
+
+
 def test_the_plot_is_a_drawing(tmp_path, capsys):
     assert main(["check", "v", "--plot", str(tmp_path / "a.svg")]) == 0
     drawing = (tmp_path / "a.svg").read_text()
     assert drawing.startswith("<svg xmlns=")
-    assert "inverse error of v" in drawing
+    ElementTree.fromstring(drawing)
+    assert "Error of x0 after target and inverse" in drawing
+    assert "w(log-SNR)" in drawing
+    heights = [
+        float(y) for path in re.findall(r'<path d="(M[^"HZ]*L[^"]*)"', drawing) for y in re.findall(r" ([-\d.]+)", path)
+    ]
+    assert len(heights) > 100
+    assert min(heights) >= 0
+    assert max(heights) <= 212  # inside the axes: an error of 1e-16 is seen
 
 
 @pytest.mark.parametrize(

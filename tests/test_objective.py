@@ -97,6 +97,28 @@ def test_input_scaling_and_conditions_reach_the_network():
     assert net.cond == {"label": 3}
 
 
+@pytest.mark.parametrize("schedule", [rp.VE(), rp.RectifiedFlow(), rp.Cosine()])
+def test_edms_input_is_of_unit_variance_for_data_of_its_sigma(schedule):
+    net, t, s = Recorder(), torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), 0.3
+    x0, eps = torch.randn(2, 3, 4)
+    rp.Objective(schedule, rp.targets.EDM(s), input="edm")(net, x0, t, eps)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    # EDM's own: c_in(σ̃) x̃ with x̃ = x_t/α, σ̃ = σ/α and c_in = 1/sqrt(σ̃² + σ_d²).
+    noisy = schedule.add_noise(x0, eps, t) / alpha[:, None]
+    torch.testing.assert_close(net.x, (noisy / ((sigma / alpha) ** 2 + s**2).sqrt()[:, None]).float())
+
+
+def test_inputs_are_scaled_by_element_where_the_noise_is():
+    schedule = rp.schedules.Elementwise("rectified_flow", torch.tensor([0.5, 1.0, 2.0]))
+    net, x0, eps = Recorder(), torch.randn(4, 3), torch.randn(4, 3)
+    rp.Objective(schedule, "x0", input="unit_variance")(net, x0, 0.5, eps)
+    scale = torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(net.x, (x0 + scale * eps) / (1 + scale**2).sqrt())
+    denoiser = rp.Denoiser(net, schedule, "x0", input="unit_variance")
+    rp.sample(denoiser, start=x0, sampler="ddim", times=[0.5, 0.0])
+    torch.testing.assert_close(net.x, 2 * x0 / (1 + scale**2).sqrt())
+
+
 def test_integer_steps_are_drawn_for_tables():
     net = Recorder()
     rp.Objective("ddpm", "eps", time="step")(net, torch.zeros(4000, 1), generator=torch.Generator().manual_seed(0))
@@ -131,6 +153,11 @@ BAD = [
     ),
     (lambda: rp.Objective("cosine", "vee"), UnknownName, "unknown target 'vee'"),
     (lambda: rp.Objective("cosine", "v", time="seconds"), UnknownName, "time convention 'seconds'"),
+    (
+        lambda: rp.Objective("cosine", "v", input="edm"),
+        Unsupported,
+        "sigma_data from the target edm, and the target is v",
+    ),
     (lambda: rp.Objective("cosine", "v", input="unit_varience"), UnknownName, "Did you mean 'unit_variance'"),
     (lambda: rp.Objective("cosine", "v", time="step"), Unsupported, "integer steps"),
     (lambda: rp.Objective("cosine", "v", t_range=(0.9, 0.1)), TimeOutOfRange, r"found \[0.9, 0.1\]"),

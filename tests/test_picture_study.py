@@ -246,6 +246,33 @@ def test_vectors_are_not_for_jit(tmp_path, capsys):
     assert "pictures: true" in told
 
 
+def test_clipping_is_refused_before_training_where_it_would_cut(tmp_path, capsys):
+    """Standardised vectors, as latents, reach beyond [-1, 1]; pictures do not."""
+    array, out = tmp_path / "x.npy", str(tmp_path / "o")
+    np.save(array, np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32))
+    common = ["--set", "train.steps=2", "--set", "sample.n=4", "--set", "target=x0", "--set", "data.holdout=0.2"]
+    options = ["--set", "sample.threshold=static", "--out", out, *common]
+    told = fails(capsys, "study", "spiral", "--set", f"data={{name: array, path: {array}}}", *options)
+    assert "thresholding clips x0 to [-1, 1], and the data reach from" in told
+    assert not (tmp_path / "o").exists()
+
+
+def test_sampling_takes_a_grid_and_thresholds_pictures(finished, tmp_path, capsys):
+    out, _ = finished
+
+    def drawn(*options):
+        place = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        args = ["sample", str(out / "x0"), "--n", "3", "--steps", "3", "--out", str(place), *options]
+        assert main(args) == 0, capsys.readouterr().err
+        return np.load(place)["x"]
+
+    plain = drawn("--sampler", "ddim")
+    assert np.array_equal(plain, drawn("--sampler", "{name: ddim, eta: 0.0}", "--grid", "linear"))
+    assert not np.array_equal(plain, drawn("--sampler", "ddim", "--grid", "{name: shifted, shift: 3}"))
+    assert drawn("--threshold", "dynamic").dtype == np.uint8
+    assert "sample.threshold" in fails(capsys, "sample", str(out / "x0"), "--threshold", "hard")
+
+
 def test_guidance_and_labels_are_refused_by_a_model_without_classes(tmp_path, capsys):
     net = rp.networks.JiT(8, 8, 1, width=8, depth=1, heads=2, bottleneck=4)
     record = {"shape": [1, 8, 8], "pictures": True, "normalised_by": {"mean": 127.5, "std": 127.5}}

@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+import reparam as rp
 from reparam.errors import Conflict, RecipeError, ReparamError, SingularTime, UnknownName, Unsupported
 from reparam.studies.recipe import built_in, from_dict, load_recipe, parse_yaml
 
@@ -67,6 +69,11 @@ BAD = [
     ({}, ["data=spyral"], UnknownName, r"unknown data 'spyral'"),
     ({}, ["times.name=logit-normal"], UnknownName, "logit_normal"),
     ({}, ["sample.sampler=huen"], UnknownName, "Did you mean 'heun'"),
+    ({}, ["sample.sampler={name: ddim, etta: 1}"], UnknownName, "Did you mean 'sample.sampler.eta'"),
+    ({}, ["sample.sampler={name: ddim, eta: 2}"], Unsupported, r"eta lies in \[0, 1\], found 2"),
+    ({}, ["sample.grid=log-snr"], UnknownName, "Did you mean 'log_snr'"),
+    ({}, ["sample.grid={name: shifted, shift: much}"], RecipeError, "sample.grid.shift: expected .*number"),
+    ({}, ["sample.threshold=clip"], UnknownName, "sample.threshold.*static"),
     ({}, ["rank_by=fid"], UnknownName, "unknown metric 'fid'"),
     ({}, ["train.steps=many"], RecipeError, r"train.steps: expected .*integer, found 'many'"),
     ({}, ["train.steps=2.5"], RecipeError, r"train.steps: expected .*integer, found 2.5"),
@@ -111,6 +118,17 @@ def test_bad_recipe_files(tmp_path):
     (tmp_path / "evil.yaml").write_text("data: !!python/object/apply:os.system ['true']")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(tmp_path / "evil.yaml")
+
+
+def test_a_sampler_and_a_grid_may_have_arguments():
+    options = ["sample.sampler={name: ddim, eta: 0.5}", "sample.grid={name: shifted, shift: 4}", "sample.steps=4"]
+    config = load_recipe(BASE, options).runs["x0"].sample
+    assert config.method() == rp.DDIM(eta=0.5)
+    denoiser = rp.Denoiser(torch.nn.Identity(), "rectified_flow", "x0")
+    even = [1, 0.75, 0.5, 0.25, 0]
+    assert config.times(denoiser) == pytest.approx([4 * u / (1 + 3 * u) for u in even])
+    swept = load_recipe(BASE, ["sample.sampler=[heun, {name: ddim, eta: 1}]"]).runs
+    assert list(swept) == ["heun", "ddim"]
 
 
 def test_a_sampler_that_the_schedule_refuses_is_found_before_training():

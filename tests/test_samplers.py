@@ -607,6 +607,17 @@ def test_dynamic_thresholds_are_imagens():
             DynamicallyClipped(plain, **bad)
 
 
+@pytest.mark.parametrize("kind", [Clipped, DynamicallyClipped])
+def test_data_that_reach_further_are_not_clipped(kind):
+    latents = {"min": -7.3, "max": 6.1}
+    denoiser = rp.Denoiser(Counting(), "rectified_flow", "x0", data=latents)
+    with pytest.raises(Conflict, match=r"reach from -7.3 to 6.1 .*latents.*limit=7.3"):
+        kind(denoiser)
+    assert kind(denoiser, limit=7.3).limit == 7.3
+    pictures = rp.Denoiser(Counting(), "rectified_flow", "x0", data={"min": -1.0, "max": 1.0})
+    assert kind(pictures).limit == 1.0
+
+
 def test_noises_may_be_given():
     denoiser = oracle(rp.Cosine())[1]
     zs = [noise().roll(i, 0) for i in range(9)]
@@ -620,9 +631,10 @@ def test_noises_may_be_given():
         rp.sample(denoiser, noise(), sampler="ancestral", steps=3, noises=[z[:2] for z in zs])
 
 
-@pytest.mark.parametrize("input", ["none", "unit_variance"])
+@pytest.mark.parametrize(
+    ("target", "input"), [*itertools.product(["x0", "eps", "v", "velocity"], ["none", "unit_variance"]), ("edm", "edm")]
+)
 @pytest.mark.parametrize("time", ["t", "1-t", "log_snr", "step"])
-@pytest.mark.parametrize("target", ["x0", "eps", "v", "velocity"])
 def test_the_table_of_a_grid_changes_nothing(time, input, target):
     """The estimate by the table is the one by forward, at the grid's times and between them, for any kind of t."""
 

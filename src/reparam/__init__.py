@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .studies import study
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
-    from .tools import check
+    from .tools.check import check
 
 _FROM = {
     "denoiser": ["Conventions", "Denoiser", "Posterior"],

@@ -101,9 +101,12 @@ def _add_sample(commands: Any) -> None:
         "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times t where guidance is applied"
     )
     parser.add_argument(
-        "--sampler", help="a sampler by name, such as heun, ddim or dpmpp_2m; the recipe's by default, else heun"
+        "--sampler",
+        help="a sampler: heun, ddim, dpmpp_2m, '{name: ddim, eta: 1}' …; the recipe's by default, else heun",
     )
     parser.add_argument("--steps", type=int, help="sampling steps; the recipe's by default, else 50")
+    parser.add_argument("--grid", help="its times: linear, log_snr, karras, '{name: shifted, shift: 3}' …")
+    parser.add_argument("--threshold", metavar="HOW", help="keep x0 in the range of pictures: static or dynamic")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
 
@@ -180,6 +183,13 @@ def _basis(args: Any) -> int:
     return 0
 
 
+def _named_or_mapping(text: str | None, where: str) -> Any:
+    """A name, or the YAML mapping that text in braces is."""
+    from .studies.recipe import parse_yaml
+
+    return parse_yaml(text, where) if text is not None and text.lstrip().startswith("{") else text
+
+
 def _say_aside(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -231,8 +241,10 @@ def _sample(args: Any) -> int:
         args.run,
         args.n,
         out=args.out,
-        sampler=args.sampler,
+        sampler=_named_or_mapping(args.sampler, "--sampler"),
         steps=args.steps,
+        grid=_named_or_mapping(args.grid, "--grid"),
+        threshold=args.threshold,
         seed=args.seed,
         label=args.label,
         guidance=args.guidance,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .errors import NetworkError, ReparamError, SingularTime, TimeOutOfRange, Unsupported, unknown
 from .schedules import DDPM, Schedule, Time, as_time, like, schedule
 from .targets import X0, Target, coefficients, target
+from .targets.core import aligned
 
 
 class Posterior(NamedTuple):
@@ -26,6 +27,9 @@ class Posterior(NamedTuple):
     mean: Tensor
     var: Tensor | None = None
 
+
+#: Numbers below which a pass over the data costs less than setting up a better one.
+_SMALL = 4096
 
 #: A number, or of an elementwise schedule a float64 tensor of the data's shape.
 Coefficient = float | Tensor
@@ -72,7 +76,12 @@ def weighted(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
         return x * a
     if a == 0:
         return y * b
-    return torch.add(x, y, alpha=b) if a == 1 else torch.mul(x, a).add_(y, alpha=b)
+    if a == 1:
+        return torch.add(x, y, alpha=b)
+    if x.numel() < _SMALL or x.shape != y.shape or not (x.is_contiguous() and y.is_contiguous()):
+        return torch.mul(x, a).add_(y, alpha=b)
+    # The one element-wise kernel with a factor on either side: a pass over the data less.
+    return torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b).view(x.shape)
 
 
 def _step(t: Tensor, s: Schedule) -> Tensor:
@@ -91,11 +100,17 @@ TIME_CONVENTIONS: dict[str, Callable[[Tensor, Schedule], Tensor]] = {
     "log_sigma/4": lambda t, s: -s.log_snr(t) / 8,  # log of σ/α, as EDM counts noise
 }
 
+
+def _to_unit_variance(t: Tensor, s: Schedule, sigma_data: float) -> Tensor:
+    alpha, sigma = aligned(t, s.alpha(t), s.sigma(t))
+    return 1 / torch.hypot(alpha * sigma_data, sigma)
+
+
 #: The factor on x_t before the network sees it.
-INPUT_CONVENTIONS: dict[str, Callable[[Tensor, Schedule], Tensor] | None] = {
+INPUT_CONVENTIONS: dict[str, Callable[[Tensor, Schedule, Target], Tensor] | None] = {
     "none": None,
-    # Unit variance for data of unit variance.
-    "unit_variance": lambda t, s: (s.alpha(t) ** 2 + s.sigma(t) ** 2).rsqrt(),
+    "unit_variance": lambda t, s, kind: _to_unit_variance(t, s, 1.0),
+    "edm": lambda t, s, kind: _to_unit_variance(t, s, kind.sigma_data),  # type: ignore[attr-defined]
 }
 
 
@@ -108,7 +123,8 @@ class Conventions:
         target: what the network predicts, likewise.
         time: how it wants its time: "t", "1-t", "1000t", "step" (int64), "log_snr" or
             "log_sigma/4" (EDM's c_noise, of σ/α).
-        input: how x_t is scaled: "none" or "unit_variance" (divided by sqrt(α² + σ²)).
+        input: how x_t is scaled: "none"; "unit_variance", divided by sqrt(α² + σ²), of unit variance for
+            such data; or "edm", divided by sqrt(α² σ_d² + σ²) with σ_d that of the target EDM: its c_in.
         t_range: where it is trained, and where sampling starts.
 
     Raises:
@@ -130,6 +146,11 @@ class Conventions:
             raise unknown("time convention", self.time, TIME_CONVENTIONS)
         if self.input not in INPUT_CONVENTIONS:
             raise unknown("input convention", self.input, INPUT_CONVENTIONS)
+        if self.input == "edm" and not hasattr(self.target, "sigma_data"):
+            raise Unsupported(
+                f"input='edm' takes sigma_data from the target edm, and the target is {self.target.name}; give "
+                "target {name: edm, sigma_data: …}, or input='unit_variance'."
+            )
         if self.time == "step" and not isinstance(self.schedule, DDPM):
             raise Unsupported(f"time='step' needs a schedule with integer steps (ddpm), found {self.schedule}.")
         try:
@@ -164,7 +185,7 @@ class Conventions:
             NetworkError: if the output has not the shape of x_t.
         """
         scale = INPUT_CONVENTIONS[self.input]
-        x = x_t if scale is None else like(scale(t, self.schedule), x_t) * x_t
+        x = x_t if scale is None else like(scale(t, self.schedule, self.target), x_t) * x_t
         time = self.network_time(t)
         dtype = time.dtype if time.dtype == torch.int64 else x_t.dtype
         return self._answer(net, x, time.to(device=x_t.device, dtype=dtype, non_blocking=True), x_t, cond)
@@ -194,12 +215,13 @@ class Conventions:
             time = self.network_time(t)
         except ReparamError:
             return {}
-        if a.shape != t.shape or b.shape != t.shape:
-            return {}
         scale = INPUT_CONVENTIONS[self.input]
-        scales = [None] * len(times) if scale is None else scale(t, self.schedule).tolist()
+        scales = None if scale is None else scale(t, self.schedule, self.target)
+        if any(c is not None and c.shape != t.shape for c in (a, b, scales)):
+            return {}
         at = time.to(device=device, dtype=time.dtype if time.dtype == torch.int64 else dtype).unbind()
-        entries = map(_Entry, at, scales, a.tolist(), b.tolist())
+        factors = [None] * len(times) if scales is None else scales.tolist()
+        entries = map(_Entry, at, factors, a.tolist(), b.tolist())
         return dict(zip(times, entries, strict=True))
 
     def look_up(self, entry: _Entry, net: nn.Module, x_t: Tensor, cond: Mapping[str, Any]) -> Estimate:

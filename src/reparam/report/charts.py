@@ -52,6 +52,7 @@ def line_chart(
     x_end: float,
     ends: tuple[str, str] | None = None,
     markers: int = 12,
+    least: float = 1e-6,
 ) -> str:
     """Lines over a linear x and a logarithmic y, as a static SVG element.
 
@@ -61,7 +62,7 @@ def line_chart(
         ends: what its two ends mean. markers: about how many markers a line gets.
     """
     inner = (_WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM)
-    axes = _Axes(*inner, (-0.015 * x_end, 1.015 * x_end), _log_range(lines))
+    axes = _Axes(*inner, (-0.015 * x_end, 1.015 * x_end), _log_range(lines, least))
     parts = [f'<g transform="translate({_LEFT} {_TOP})">', _y_axis(axes), _x_axis(axes, x_end)]
     # An inner svg cuts off what leaves it.
     parts.append(f'<svg width="{inner[0]:g}" height="{inner[1]:g}" overflow="hidden">')
@@ -75,9 +76,19 @@ def line_chart(
     return standalone("".join(parts) + "</g>", _WIDTH, _HEIGHT, label=label)
 
 
-def _log_range(lines: Sequence[Line]) -> tuple[float, float]:
+def one_above_another(titles: Sequence[str], charts: Sequence[str]) -> str:
+    """Charts of :func:`line_chart` as one SVG element, each under its title."""
+    each, parts = _HEIGHT + 26, []
+    for i, (title, chart) in enumerate(zip(titles, charts, strict=True)):
+        parts.append(text(_LEFT, i * each + 16, title))
+        placed = f'<svg x="0" y="{short(i * each + 26)}" width="{_WIDTH:g}" height="{_HEIGHT:g}" '
+        parts.append(chart.replace("<svg ", placed, 1))
+    return standalone("".join(parts), _WIDTH, each * len(charts), label="; ".join(titles))
+
+
+def _log_range(lines: Sequence[Line], least: float) -> tuple[float, float]:
     values = [y for line in lines for y in line.y] + [1.0]
-    low, high = math.log10(max(min(values), 1e-6)), math.log10(min(max(values), CUT))
+    low, high = math.log10(max(min(values), least)), math.log10(min(max(values), CUT))
     room = max(0.08 * (high - low), 0.06)
     return low - room, high + room
 
@@ -103,7 +114,7 @@ def _path(x: Sequence[float], y: Sequence[float], axes: _Axes) -> str:
 
 def _y_axis(axes: _Axes) -> str:
     low, high = axes.log_range
-    powers = list(range(math.ceil(low), math.floor(high) + 1))
+    powers = list(range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 8))))
     ticks = [10.0**p for p in powers]
     if high - low < 2.6:
         between = (1, 2, 5) if high - low < 1.4 else (1, 3)

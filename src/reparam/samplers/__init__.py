@@ -16,13 +16,14 @@ from .grids import linear as grid
 from .ode import EDM, Euler, Heun
 from .sampling import SAMPLERS, Trajectory, named, sample
 from .steps import Before, Level, Linear, Row, Sampler, Step, levels
-from .thresholding import Clipped, DynamicallyClipped
+from .thresholding import THRESHOLDS, Clipped, DynamicallyClipped
 
 __all__ = [
     "DDIM",
     "EDM",
     "GRIDS",
     "SAMPLERS",
+    "THRESHOLDS",
     "Ancestral",
     "Before",
     "Clipped",

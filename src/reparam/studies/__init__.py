@@ -23,6 +23,7 @@ from ..files import write_text, written_whole
 from ..metrics import Reference
 from ..networks import NETWORKS, is_factory
 from ..report.plots import picture_sheet
+from ..samplers.thresholding import refuse_cut
 from .console import Console
 from .estimate import describe, probe
 from .leaderboard import as_text, rank_metric, ranked
@@ -199,6 +200,9 @@ def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str,
                 say(f"  {n} samples are scored, as many as pictures or vectors are held out, not {config.sample.n}")
             if not mine.pictures and (not 0.05 < mine.flat(mine.train).std() < 20 or abs(mine.train.mean()) > 3):
                 say("  warning: these data are far from unit scale, where the noise is; consider data.normalise: scale")
+        if config.sample.threshold != "none":
+            record = mine.record()
+            refuse_cut(record["min"], record["max"])
     for what in ("network", "extractor"):
         parts = [part for c in plan.runs.values() if (part := getattr(c, what))]
         for name in sorted({str(part["name"]) for part in parts if is_factory(part["name"])}):
@@ -370,7 +374,7 @@ def _notes(plan: Recipe) -> list[str]:
         "Runs are paired: with the same seed they start from the same weights and see the same data, noise and "
         "noise levels, step by step.",
         f"{first.train.steps} steps of {first.train.batch} samples; the averaged weights (EMA {first.train.ema:g}) are "
-        f"scored on samples by {first.sample.sampler} in {first.sample.steps} steps, all from the same noise.",
+        f"scored on samples by {first.sample.method().name} in {first.sample.steps} steps, all from the same noise.",
     ]
     if len(seeds) == 1:
         notes.append("One seed: small differences may be chance.")

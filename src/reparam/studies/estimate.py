@@ -78,7 +78,7 @@ def probe(
 def _of_run(config: RunConfig, data: Data, one: Cost, runs: int) -> Cost:
     """A run's cost from that of one step, one evaluated sample and one picture's features."""
     c = config.sample
-    evaluations = c.steps * (2 if c.sampler in ("heun", "edm") else 1) * (1 if c.guidance == 1 else 2)
+    evaluations = c.evaluations() * (1 if c.guidance == 1 else 2)
     # Real pictures' features are computed once for all runs.
     n = scored(config, data)
     features = one.score_s * (n + (min(c.reference, len(data.train)) + n) / runs)

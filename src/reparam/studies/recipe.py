@@ -22,11 +22,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..data import DATA
+from ..denoiser import Denoiser
 from ..errors import Conflict, RecipeError, ReparamError, Unsupported, unknown
 from ..metrics import EXTRACTORS, METRICS
 from ..networks import NETWORKS, is_factory
 from ..objective import Objective
-from ..samplers import SAMPLERS
+from ..samplers import GRIDS, SAMPLERS, THRESHOLDS, Sampler
 from ..schedules import SCHEDULES
 from ..times import TIMES
 from ..training import TrainConfig
@@ -47,12 +48,20 @@ def _check_range(key: str, pair: list[float]) -> None:
         raise RecipeError(f"{key}: expected two increasing numbers in [0, 1], found {pair}.")
 
 
+def _split(part: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a part and its arguments."""
+    arguments = {"name": part} if isinstance(part, str) else dict(part)
+    return str(arguments.pop("name")), arguments
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """How samples are drawn for scoring.
 
     Attributes:
-        n: how many. sampler, steps: by which method, in how many steps. seed: of their noise.
+        n: how many. sampler: by which method, a name or a mapping such as {name: ddim, eta: 1}.
+        steps: in how many steps. grid: at which times, a name or a mapping such as {name: shifted, shift: 3}.
+        threshold: "none", or how x0 is kept in [-1, 1]: "static" or "dynamic". seed: of their noise.
         guidance: the weight of classifier-free guidance; 1 is none.
         guidance_interval: the times t where it is applied.
         reference: at most so many real pictures they are compared with.
@@ -61,8 +70,10 @@ class SampleConfig:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
 
     n: int = 2048
-    sampler: str = "heun"
+    sampler: str | dict[str, Any] = "heun"
     steps: int = 50
+    grid: str | dict[str, Any] = "linear"
+    threshold: str = "none"
     seed: int = 0
     guidance: float = 1.0
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
@@ -75,8 +86,29 @@ class SampleConfig:
         if not math.isfinite(self.guidance):
             raise RecipeError(f"sample.guidance must be a finite number, found {self.guidance}.")
         _check_range("sample.guidance_interval", self.guidance_interval)
-        if self.sampler not in SAMPLERS:
-            raise unknown("sampler", self.sampler, SAMPLERS)
+        if self.threshold not in THRESHOLDS:
+            raise unknown("way to threshold (sample.threshold)", self.threshold, THRESHOLDS)
+        _check_part("sample.sampler", _named("sampler", self.sampler), SAMPLERS)
+        _check_part("sample.grid", _named("grid", self.grid), GRIDS, supplied=("denoiser", "steps", "start"))
+        self.method()
+
+    def method(self) -> Sampler:
+        """The sampler.
+
+        Raises:
+            ReparamError: if it does not take such arguments.
+        """
+        name, arguments = _split(self.sampler)
+        return SAMPLERS[name](**arguments)
+
+    def times(self, denoiser: Denoiser) -> list[float]:
+        """The grid that the sampler walks with this model."""
+        name, arguments = _split(self.grid)
+        return GRIDS[name](denoiser, self.steps, **arguments)
+
+    def evaluations(self) -> int:
+        """How often a sample asks the network, guidance aside."""
+        return self.steps * (2 if _split(self.sampler)[0] in ("heun", "edm") else 1)
 
 
 @dataclass(frozen=True)
@@ -360,7 +392,7 @@ def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _label(key: str, value: Any) -> str:
     text = value.get("name", "") if isinstance(value, dict) else value
-    text = text if key in _PARTS else f"{key}{text}"
+    text = text if key in (*_PARTS, "sampler", "grid") else f"{key}{text}"
     return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.") or key
 
 
@@ -407,9 +439,9 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
         objective = config.objective()
     except ReparamError as e:
         raise type(e)(f"target {config.target.get('name')}: {e}") from e
-    if SAMPLERS[config.sample.sampler].needs_smooth and not objective.schedule.smooth:
+    if config.sample.method().needs_smooth and not objective.schedule.smooth:
         raise Unsupported(
-            f"sample.sampler: {config.sample.sampler} steps in t, where {objective.schedule} has kinks; use "
+            f"sample.sampler: {config.sample.method().name} steps in t, where {objective.schedule} has kinks; use "
             "--set sample.sampler=ddim."
         )
     return config

@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..guidance import ClassifierFree
 from ..metrics import METRICS, Reference, nearest_training
 from ..networks import made_by, network
 from ..report.views import View, view_of
-from ..samplers import Trajectory, sample
+from ..samplers import THRESHOLDS, Trajectory, sample
 from ..spec import Spec, save
 from ..training import Diverged, Trainer, Validation
 from ..training.draws import mix, unit_noise
@@ -334,10 +334,12 @@ def sample_chunk(shape: tuple[int, ...]) -> int:
     return max(1, min(1024, 2**21 // math.prod(shape)))
 
 
-def guided(denoiser: Denoiser, weight: float, interval: Sequence[float]) -> Denoiser:
-    """The denoiser under classifier-free guidance; itself where the weight is 1."""
-    low, high = interval
-    return denoiser if weight == 1 else ClassifierFree(denoiser, weight, (low, high))
+def as_sampled(denoiser: Denoiser, config: SampleConfig) -> Denoiser:
+    """The denoiser under the guidance and the thresholding that are asked for."""
+    low, high = config.guidance_interval
+    if config.guidance != 1:
+        denoiser = ClassifierFree(denoiser, config.guidance, (low, high))
+    return THRESHOLDS[config.threshold](denoiser)
 
 
 def draw_samples(
@@ -351,12 +353,12 @@ def draw_samples(
         Diverged: if a sample is not finite.
     """
     device = next(denoiser.parameters()).device
+    denoiser = as_sampled(denoiser, config)
     options: dict[str, Any] = {
-        "sampler": config.sampler,
-        "steps": config.steps,
+        "sampler": config.method(),
+        "times": config.times(denoiser),
         "generator": torch.Generator(device).manual_seed(mix(config.seed, 0x5A4)),
     }
-    denoiser = guided(denoiser, config.guidance, config.guidance_interval)
 
     def drawn(start: int, stop: int, **more: Any) -> Any:
         noise = unit_noise(config.seed, start, stop, data.shape).to(device)

@@ -22,7 +22,7 @@ from ..spec import load, read_spec, weights_file
 from ..training.draws import mix, unit_noise
 from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
-from .run import guided, sample_chunk, write_arrays
+from .run import as_sampled, sample_chunk, write_arrays
 
 #: At most so many pictures in a grid.
 _GRID = 400
@@ -33,8 +33,10 @@ def sample_run(
     n: int,
     *,
     out: str | Path | None = None,
-    sampler: str | None = None,
+    sampler: str | dict[str, Any] | None = None,
     steps: int | None = None,
+    grid: str | dict[str, Any] | None = None,
+    threshold: str | None = None,
     seed: int = 0,
     label: str | None = None,
     guidance: float | None = None,
@@ -49,7 +51,8 @@ def sample_run(
     Args:
         where: the folder of a run, or a .safetensors file with its spec.
         out: the folder or file; samples-N-seedS(.npz) beside the weights by default.
-        sampler, steps: those of the run's recipe by default, else Heun in 50 steps.
+        sampler, steps, grid, threshold: as in a recipe's ``sample``; those of the run's by default, else Heun in
+            50 even steps.
         seed: of the noise; the first samples of a seed are the same, however many are drawn.
         label: a class by name or number, for a conditional model; all in turn by default.
         guidance, interval: of classifier-free guidance; the recipe's by default, else none.
@@ -75,7 +78,14 @@ def sample_run(
     record = spec.data or {}
     if "shape" not in record:
         raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
-    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "guidance_interval": interval}
+    asked = {
+        "sampler": sampler,
+        "steps": steps,
+        "grid": grid,
+        "threshold": threshold,
+        "guidance": guidance,
+        "guidance_interval": interval,
+    }
     chosen = _chosen(config.sample if config else SampleConfig(), {**asked, "seed": seed})
     y = _labels(record.get("classes"), label, chosen.guidance, n)
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
@@ -115,7 +125,8 @@ def _labels(classes: list[str] | None, label: str | None, guidance: float, n: in
 def _drawn(denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: int, y: Tensor | None) -> Tensor:
     """Samples in the units of the data, on the CPU."""
     device, shape = next(denoiser.parameters()).device, tuple(record["shape"])
-    denoiser = guided(denoiser, config.guidance, config.guidance_interval)
+    denoiser = as_sampled(denoiser, config)
+    method, times = config.method(), config.times(denoiser)
     generator = torch.Generator(device).manual_seed(mix(config.seed, 0x5A4))
     parts, chunk = [], sample_chunk(shape)
     for start in range(0, n, chunk):
@@ -123,8 +134,8 @@ def _drawn(denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: 
         x = sample(
             denoiser,
             unit_noise(config.seed, start, stop, shape).to(device),
-            sampler=config.sampler,
-            steps=config.steps,
+            sampler=method,
+            times=times,
             cond={} if y is None else {"y": y[start:stop].to(device)},
             generator=generator,
         )

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ..errors import NetworkError, ReparamError, SingularTime
+from ..objective import Objective
 from ..schedules import DDPM, Schedule, schedule
 from ..targets import Target, target
 from ..targets.file import File
+from ..weightings import effective
 
 #: x0 may come back off by this much of its size in float64: a wrong formula is off by far more.
 _TOLERANCE = 1e-3
@@ -43,7 +45,9 @@ class Check:
         singular_times: those inside ``t_range``. delta: Δ at ``times``, None for what is not linear.
         amplification, condition: the largest error growth into x0, and condition number, over ``times``.
         ends: what happens at both ends of time, in words.
-        x0_weight: what the plain loss on this target weighs the x0-error with, by log-SNR.
+        x0_weight: what the plain loss on this target weighs the x0-error with: pairs of log-SNR and weight.
+        effective_weight: what that comes to with times drawn uniformly over ``t_range``, as a weight on the
+            ε-error over log-SNR (:func:`reparam.weightings.effective`): triples of t, log-SNR and finite w.
         minimiser_error: how far x0 from the best prediction is from the posterior mean on a data set
             of two points, over their distance; None where it could not be computed.
         reason: the verdict in a sentence.
@@ -63,6 +67,7 @@ class Check:
     condition: float | None
     ends: dict[str, str]
     x0_weight: list[tuple[float, float]]
+    effective_weight: list[tuple[float, float, float]]
     minimiser_error: float | None
     reason: str = ""
     notes: list[str] = field(default_factory=list)
@@ -84,7 +89,8 @@ class Check:
             f"error growth    at most {_number(self.amplification)} into x0; condition {_number(self.condition)}",
             f"at the data     {self.ends['data']}",
             f"at the noise    {self.ends['noise']}",
-            f"x0-weight       {', '.join(f'{_number(w)} at log-SNR {snr:g}' for snr, w in self.x0_weight)}",
+            f"x0-weight       {_by_snr(self.x0_weight)}",
+            f"w(log-SNR)      {_by_snr(_spread(self.effective_weight))} (on the eps-error, times uniform)",
             f"minimiser       {_minimiser(self.minimiser_error)}",
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -137,6 +143,7 @@ def check(
         condition,
         {"data": _end(kind, process, low if on_steps else 0.0), "noise": _end(kind, process, 1.0)},
         _weights(kind, inside, process, linear),
+        _effective(kind, inside, process, linear, low, high),
         mean_off,
         reason,
         notes,
@@ -307,6 +314,31 @@ def _weights(kind: Target, t: Tensor, process: Schedule, linear: bool) -> list[t
     ]
 
 
+def _effective(
+    kind: Target, t: Tensor, process: Schedule, linear: bool, low: float, high: float
+) -> list[tuple[float, float, float]]:
+    if not linear or not len(t):
+        return []
+    try:
+        snr, inner = process.log_snr(t), (float(t[0]), float(t[-1]))
+        # The objective must be regular, so it is asked inside; uniform times are that much denser there.
+        weight = effective(Objective(process, kind, t_range=inner), snr) * (inner[1] - inner[0]) / (high - low)
+    except ReparamError:  # a singular setting, which the verdict says, or one without a single weight a time
+        return []
+    rows = torch.stack([t, snr, weight.expand_as(t)], dim=1)
+    return [(at, lam, w) for at, lam, w in rows[rows.isfinite().all(1)].tolist()]
+
+
+def _spread(rows: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """Log-SNR and w of five of them, evenly."""
+    chosen = torch.linspace(0, len(rows) - 1, min(5, len(rows))).round().int().tolist()
+    return [rows[i][1:] for i in chosen]
+
+
+def _by_snr(pairs: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(f"{_number(w)} at log-SNR {snr:.3g}" for snr, w in pairs) or "not defined"
+
+
 def _finite(value: Tensor | float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
@@ -332,17 +364,25 @@ def _minimiser(error: float | None) -> str:
 
 
 def plot(found: Check, path: Path) -> None:
-    """The inverse error, over t, as an SVG file.
+    """The inverse error, and the effective weight over its greatest value, over t, as an SVG file.
 
     Raises:
         OutputError: if it cannot be written.
     """
     from ..files import write_text
-    from ..report.charts import Line, line_chart
+    from ..report.charts import Line, line_chart, one_above_another
 
     points = [(t, max(e, 1e-17)) for t, e in zip(found.times, found.inverse_error, strict=True) if e is not None]
     lines = [Line(0, "inverse error, float64", [t for t, _ in points], [e for _, e in points])]
-    drawing = line_chart(
-        lines, label=f"inverse error of {found.target}", x_words="t", x_end=1.0, ends=("data", "noise")
-    )
+    charts = [("Error of x0 after target and inverse, float64", lines)]
+    if weights := [(t, w) for t, _, w in found.effective_weight if w > 0]:
+        most = max(w for _, w in weights)
+        scaled = Line(1, "w", [t for t, _ in weights], [max(w / most, 1e-6) for _, w in weights])
+        charts.append(("w(log-SNR) over its greatest value, times uniform", [scaled]))
+    titles = [title for title, _ in charts]
+    drawn = []
+    for title, lines in charts:
+        label = f"{title} ({found.target})"
+        drawn.append(line_chart(lines, label=label, x_words="t", x_end=1.0, ends=("data", "noise"), least=1e-18))
+    drawing = one_above_another(titles, drawn)
     write_text(path, drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n")
