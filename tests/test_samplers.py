@@ -7,7 +7,7 @@ from torch import nn
 
 import reparam as rp
 from oracles import EmpiricalOracle, GaussianOracle, MixtureOracle
-from reparam.denoiser import estimate, prepared
+from reparam.denoiser import estimate, prepared, weighted
 from reparam.errors import Conflict, ReparamError, SingularTime, TimeOutOfRange, UnknownName, Unsupported
 from reparam.guidance import ClassifierFree, Guided
 from reparam.samplers import (
@@ -776,3 +776,68 @@ def test_bad_requests(options, error, message):
         rp.sample(denoiser, (2, 0))
     with pytest.raises(Unsupported, match="eta"):
         rp.DDIM(eta=1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_scaled_tensors_are_summed_alike_at_any_size(dtype):
+    for shape in ((2, 3), (8, 3, 32, 32)):
+        x, y = torch.randn(2, *shape, dtype=dtype)
+        for one, other in ((x, y), (x.transpose(0, 1), y.transpose(0, 1))):
+            torch.testing.assert_close(weighted(0.7, one, -0.3, other), 0.7 * one - 0.3 * other)
+            torch.testing.assert_close(weighted(0.0, one * torch.nan, 2.0, other), 2.0 * other)
+    a = torch.tensor(3.0, dtype=dtype, requires_grad=True)
+    weighted(0.7, a.expand(5000).contiguous(), -0.3, torch.ones(5000, dtype=dtype)).sum().backward()
+    assert float(a.grad) == pytest.approx(0.7 * 5000, rel=1e-5)
+
+
+class Still(nn.Module):
+    """Answers with its input, and may do something at its first call."""
+
+    def __init__(self, at_first=lambda: None):
+        super().__init__()
+        self.at_first, self.calls = at_first, 0
+
+    def forward(self, x, time, y=None):
+        self.calls += 1
+        if self.calls == 1:
+            self.at_first()
+        return x
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_no_step_reads_what_the_device_holds(name):
+    """A tensor on the meta device has no values: whoever looks at one, as a host that waits for a GPU does, fails."""
+    net = Still()
+    x = torch.empty(4, 3, device="meta")
+    denoiser = rp.Denoiser(net, rp.Cosine(), "v")
+    found = rp.sample(denoiser, start=x, sampler=name, times=grids.karras(denoiser, 5, start=0.98))
+    assert found.shape == x.shape
+    assert found.device.type == "meta"
+    guided = ClassifierFree(denoiser, 2.0, null_label=3)
+    y = torch.empty(4, dtype=torch.long, device="meta")
+    times = grids.karras(denoiser, 5, start=0.98)
+    assert rp.sample(guided, start=x, sampler=name, times=times, cond={"y": y}).shape == x.shape
+    assert net.calls >= 10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_no_step_waits_for_the_gpu(name):
+    """From the first evaluation to the last, CUDA itself refuses whatever would synchronise."""
+    denoiser = rp.Denoiser(Still(lambda: torch.cuda.set_sync_debug_mode("error")), rp.Cosine(), "v")
+    x = torch.randn(64, 3, 32, 32, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    times = grids.karras(denoiser, 20, start=0.98)
+    try:
+        rp.sample(denoiser, start=x, sampler=name, times=times, generator=generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_inversion_starts_from_data_of_any_scale():
+    """x at t = 0 is α(0) x0, whatever α(0) is, and away from there x_s = α_s x0."""
+    denoiser, x0 = oracle(rp.schedule({"name": "path", "alpha_of": "2 - 2*t", "sigma_of": "t"}))[1], noise()
+    way = rp.sample(denoiser, start=2 * x0, sampler="ddim", times=[0.0, 0.3, 0.6], trajectory=True)
+    torch.testing.assert_close(way.x0[0], x0)
+    torch.testing.assert_close(way.states[1], 1.4 * x0)

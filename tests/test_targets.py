@@ -12,6 +12,15 @@ from reparam.targets import Target
 from reparam.weightings import Capped, Space, weighting
 
 SCHEDULES = [rp.RectifiedFlow(), rp.RectifiedFlow(noise_scale=3.0), rp.Cosine(), rp.DDPM()]
+#: Those, every other table, the variance-exploding one, and one made of two functions.
+EVERY = [
+    *SCHEDULES,
+    rp.DDPM(betas="scaled_linear"),
+    rp.DDPM(betas="squared_cosine"),
+    rp.DDPM(zero_terminal_snr=True),
+    rp.VE(),
+    rp.Path("cos(pi * t / 2)", "sin(pi * t / 2)"),
+]
 #: Every target, by a short name; those that need arguments with some.
 NAMED = {
     **{name: name for name in ("x0", "eps", "v", "velocity", "score", "edm", "k")},
@@ -36,7 +45,7 @@ def draw(dtype=torch.float64, n=64, d=7, seed=0):
     return x0, eps
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", EVERY, ids=str)
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_conversion_error_is_within_the_declared_bound(schedule, source, to, dtype):
