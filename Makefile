@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 
-.PHONY: study test test-all lint format bench clean
+.PHONY: study test test-all peers lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make study     set up and run the main study (spiral); prints the leaderboard and the report's path"
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
+	@echo "make peers     whole trajectories against azula, k-diffusion and denoising-diffusion-pytorch, in .venv-peers"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     side-by-side timings against plain PyTorch and SciPy"
 
@@ -28,6 +30,18 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ''
 
+# The peers ask for torchvision, which brings a torch of its own; what is compared does without it, hence --no-deps.
+$(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
+		-e . pytest einops pillow scipy torchdiffeq torchsde
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt --no-deps \
+		azula denoising-diffusion-pytorch k-diffusion
+	touch $@
+
+peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest tests/peers
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +57,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/frechet.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
