@@ -128,13 +128,12 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_asked():
     data = pictures(n=90)
     trainer, net = trained(data, True, steps=50, label_drop=0.3)
     for _ in range(50):
-        batch = trainer.draws(trainer.step)
-        x0, cond = trainer._real(batch)
-        true = data.labels[batch.index]
-        kept = cond["y"] != 3
-        assert torch.equal(cond["y"][kept], true[kept])
-        assert torch.equal(x0, data.normalised(data.train[batch.index]))
-        net.labels.append(cond["y"])
+        index, batch = trainer.batches.draws.index(trainer.step), trainer.batches(trainer.step)
+        true = data.labels[index]
+        kept = batch.y != 3
+        assert torch.equal(batch.y[kept], true[kept])
+        assert torch.equal(batch.x0, data.normalised(data.train[index]))
+        net.labels.append(batch.y)
         trainer.step += 1
     dropped = (torch.cat(net.labels) == 3).float().mean()
     assert abs(float(dropped) - 0.3) < 0.03
@@ -143,8 +142,9 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_asked():
 def test_validation_gives_the_true_labels():
     data = pictures()
     trainer, _ = trained(data, True)
-    list(trainer.run())
-    average = trainer.denoiser.net
+    denoiser = trainer.denoiser
+    trainer.validation.errors(denoiser)
+    average = denoiser.net
     assert average.labels[-1].tolist() == trainer.validation.y.tolist()
     matches = trainer.validation.x0[:, None] == data.normalised(data.heldout)[None]
     found = matches.flatten(2).all(2).int().argmax(1)
@@ -162,9 +162,8 @@ def test_training_mirrors_half_of_the_pictures():
     trainer, _ = trained(data, False)
     mirrored = 0
     for step in range(20):
-        batch = trainer.draws(step)
-        x0, _ = trainer._real(batch)
-        plain = data.normalised(data.train[batch.index])
+        x0 = trainer.batches(step).x0
+        plain = data.normalised(data.train[trainer.batches.draws.index(step)])
         same = (x0 == plain).flatten(1).all(1)
         turned = (x0 == plain.flip(-1)).flatten(1).all(1)
         assert bool((same ^ turned).all())

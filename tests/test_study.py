@@ -113,8 +113,8 @@ def test_paired_runs_share_weights_and_draws(finished):
     for p, q in zip(a.trainee.parameters(), b.trainee.parameters(), strict=True):
         assert torch.equal(p, q)
     for step in (0, 9):
-        assert torch.equal(a.draws(step).u, b.draws(step).u)
-        assert torch.equal(a.draws(step).eps, b.draws(step).eps)
+        assert torch.equal(a.batches.draws(step).u, b.batches.draws(step).u)
+        assert torch.equal(a.batches.draws(step).eps, b.batches.draws(step).eps)
 
 
 def test_running_again_repeats_nothing(finished):

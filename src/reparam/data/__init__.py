@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from ..errors import DataError, unknown
 from .arrays import checked, load_array, load_digits
 from .base import PICTURE_MEAN, PICTURE_STD, Data
 from .manifolds import CURVES, Curve
+from .order import split
+from .pictures import load_pictures
 
 __all__ = ["DATA", "Curve", "Data", "from_array", "load_data"]
 
@@ -38,7 +39,7 @@ def _curve_data(name: str) -> Callable[..., Data]:
 
 def _digits(holdout: float = 0.25, seed: int = 0, pictures: bool = False) -> Data:
     pixels, labels = load_digits()  # 0 … 16
-    train, heldout = _split(len(pixels), holdout, seed)
+    train, heldout = split(len(pixels), holdout, seed)
     x, mean, std = pixels / 8 - 1, 0.0, 1.0
     if pictures:
         x = (pixels * (255 / 16)).round().to(torch.uint8).reshape(-1, 1, 8, 8)
@@ -54,53 +55,6 @@ def _digits(holdout: float = 0.25, seed: int = 0, pictures: bool = False) -> Dat
         heldout_labels=labels[heldout],
         classes=tuple(map(str, range(10))),
     )
-
-
-def _images(
-    path: str | None = None,
-    size: int | list[int] | None = None,
-    resize: str | None = None,
-    colour: str | None = None,
-    labels: str | None = None,
-    column: str | None = None,
-    classes: int | None = None,
-    flip: bool = False,
-    holdout: float = 0.1,
-    skip_bad: bool = False,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Data:
-    if path is None:
-        raise DataError(
-            "data 'images' needs data.path: a folder or .zip of pictures, a .parquet file, or a .npz of bytes; for "
-            "example --set data.path=photos/."
-        )
-    from .images import load_images
-
-    found = load_images(path, size, resize, colour, labels, column, classes, skip_bad, limit)
-    train, heldout = _split(len(found.pixels), holdout, seed)
-    chosen = {"size": size, "resize": resize, "colour": colour, "column": column, "limit": limit}
-    told = [f"{key} {value}" for key, value in chosen.items() if value is not None]
-    told += ["mirrored"] if flip else []
-    told += [f"holdout {holdout:g}"] if holdout != 0.1 else []
-    told += [f"seed {seed}"] if seed else []
-    return Data(
-        name=_name(Path(path).expanduser()) + (f" ({', '.join(told)})" if told else ""),
-        train=found.pixels[train],
-        heldout=found.pixels[heldout],
-        mean=PICTURE_MEAN,
-        std=PICTURE_STD,
-        labels=None if found.labels is None else found.labels[train],
-        heldout_labels=None if found.labels is None else found.labels[heldout],
-        classes=found.classes,
-        flip=flip,
-        remarks=found.remarks,
-    )
-
-
-def _name(path: Path) -> str:
-    """A path's last part; of a file that may be called train.parquet everywhere, its folder too."""
-    return "/".join(path.absolute().parts[-2:]) if path.suffix == ".parquet" else path.absolute().name
 
 
 def _array(
@@ -127,7 +81,7 @@ def from_array(array: np.ndarray | Tensor, name: str = "given array", holdout: f
     """
     bytes_ = torch.as_tensor(array) if str(array.dtype).removeprefix("torch.") == "uint8" else None
     if bytes_ is not None and bytes_.ndim == 4 and bytes_.shape[1] in (1, 3):
-        train, rest = _split(len(bytes_), holdout, seed)
+        train, rest = split(len(bytes_), holdout, seed)
         pixels = bytes_.detach().cpu()
         return Data(name=name, train=pixels[train], heldout=pixels[rest], mean=PICTURE_MEAN, std=PICTURE_STD)
     held = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
@@ -139,22 +93,8 @@ def _prepared(x: Tensor, name: str, normalise: str, holdout: float, seed: int) -
     if not (math.isfinite(mean) and 0 < std < math.inf):
         raise DataError(f"{name} has mean {mean:g} and standard deviation {std:g}; its numbers are too large to scale.")
     x = ((x - mean) / std).float()
-    train, heldout = _split(len(x), holdout, seed)
+    train, heldout = split(len(x), holdout, seed)
     return Data(name=name, train=x[train], heldout=x[heldout], mean=mean, std=std)
-
-
-def _split(total: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The indices to train on and those held out, in an order of the seed's."""
-    if not 0 < holdout < 1:
-        raise DataError(f"holdout is the share kept from training, between 0 and 1, found {holdout!r}.")
-    count = round(total * holdout)
-    if count < 2 or total - count < 2:
-        raise DataError(
-            f"found {total} samples; with holdout={holdout:g} that leaves {total - count} to train on and "
-            f"{count} held out, and each needs at least 2. Choose another share: --set data.holdout=0.3."
-        )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    return order[count:], order[:count]
 
 
 #: Data by name; what a recipe writes beside the name are the function's arguments.
@@ -162,7 +102,7 @@ DATA: dict[str, Callable[..., Data]] = {
     **{name: _curve_data(name) for name in CURVES},
     "digits": _digits,
     "array": _array,
-    "images": _images,
+    "images": load_pictures,
 }
 
 

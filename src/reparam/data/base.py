@@ -6,12 +6,15 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .manifolds import Curve
+
+if TYPE_CHECKING:
+    from .streams import Stream
 
 #: Pictures are bytes; the network sees (byte − 127.5)/127.5, in [−1, 1].
 PICTURE_MEAN = PICTURE_STD = 127.5
@@ -19,7 +22,13 @@ PICTURE_MEAN = PICTURE_STD = 127.5
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory.
+    """A data set in memory, or one that is streamed from disk, with a part of it in memory.
+
+    Of streamed data, ``train`` (with ``labels``) is a part of what training draws from, for statistics, as
+    the reference and for nearest neighbours; training itself reads :meth:`batch`. No more than
+    10,000 pictures and 512 MiB are held out. Up to that, a streamed data set that can be permuted as a
+    whole (:class:`reparam.data.order.Order`) trains on the same batches as the same one in memory, to the
+    bit; beyond, it trains on more pictures, or in another order.
 
     Attributes:
         name: what it is called in tables.
@@ -34,6 +43,7 @@ class Data:
         classes: their names.
         flip: whether training sees each picture mirrored half of the time.
         remarks: what a reader must know of how they were read.
+        stream: what training draws from, where that is not in memory.
     """
 
     name: str
@@ -49,6 +59,32 @@ class Data:
     classes: tuple[str, ...] = ()
     flip: bool = False
     remarks: tuple[str, ...] = ()
+    stream: Stream | None = None
+
+    @property
+    def count(self) -> int:
+        """How many samples training draws from."""
+        return len(self.train) if self.stream is None else self.stream.count
+
+    @property
+    def blocks(self) -> tuple[int, ...] | None:
+        """How many of them lie in each block that is read together, in order; None where any can be read alone."""
+        return None if self.stream is None else self.stream.blocks
+
+    @property
+    def window(self) -> int:
+        """How many of them an order may permute at once; all of them, unless they are read in blocks."""
+        return self.count if self.stream is None or self.stream.blocks is None else self.stream.window
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The training samples of these indices (0 … count − 1) as they are stored, and their labels, if any.
+
+        Raises:
+            DataError: if a streamed picture cannot be used.
+        """
+        if self.stream is not None:
+            return self.stream.batch(index)
+        return self.train[index], None if self.labels is None else self.labels[index]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,8 +98,14 @@ class Data:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the samples: the same exactly where the data are the same."""
+        """A hash of the samples: the same exactly where the data are the same.
+
+        Of streamed data, of the listing of files (names, sizes where an archive or a shard tells them, counts,
+        labels, options, split) and of the samples in memory.
+        """
         found = hashlib.sha256(repr((self.shape, self.mean, self.std, self.flip, self.classes)).encode())
+        if self.stream is not None:
+            found.update(self.stream.digest.encode())
         for part in (self.train, self.heldout, self.labels, self.heldout_labels):
             if part is not None:
                 found.update(part.contiguous().numpy().data)
@@ -125,7 +167,7 @@ class Data:
         low, high, mean, std = self._moments
         return {
             "name": self.name,
-            "count": len(self.train),
+            "count": self.count,
             "shape": list(self.shape),
             "digest": self.digest,
             "normalised_by": {"mean": self.mean, "std": self.std},
@@ -142,7 +184,7 @@ class Data:
         scaled = "" if (self.mean, self.std) == (0.0, 1.0) else f", from (x - {self.mean:.4g})/{self.std:.4g}"
         classes = f", {len(self.classes)} classes" if self.classes else ""
         line = (
-            f"{self.name}: {len(self.train)} training + {len(self.heldout)} held-out samples of shape "
+            f"{self.name}: {self.count} training + {len(self.heldout)} held-out samples of shape "
             f"{list(self.shape)}{classes}, range [{low:.3g}, {high:.3g}], mean {mean:.3g}, sigma_data {std:.3g}{scaled}"
         )
         return "\n".join([line, *(f"    {remark}" for remark in self.remarks)])

@@ -15,10 +15,11 @@ from torch import nn
 from ..errors import NetworkError, ReparamError, unknown
 from .jit import JiT
 from .mlp import MLP
+from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "JiT", "import_factory", "is_factory", "made_by", "network"]
+__all__ = ["MLP", "NETWORKS", "JiT", "UNet", "import_factory", "is_factory", "made_by", "network"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT}
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT, "unet": UNet}
 
 
 def is_factory(name: object) -> bool:

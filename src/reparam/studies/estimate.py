@@ -111,28 +111,37 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        trainer._update()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        trainer._update()
-        times.append(time.perf_counter() - start)
+        trainer.update()
+    times = [_timed(trainer.update, trainer.device) for _ in range(5)]
     n = min(config.sample.n, sample_chunk(data.shape))
     x = torch.randn(n, *data.shape, device=trainer.device)
-    cond = {} if trainer.labels is None else {"y": trainer.labels[:1].expand(n)}
+    cond = {"y": torch.zeros(n, dtype=torch.long, device=trainer.device)} if config.conditional else {}
     denoiser = trainer.denoiser
     with evaluating(denoiser):
-        start = time.perf_counter()
-        denoiser(x, float(trainer.trainee.objective.times_at(torch.tensor([0.5]))), **cond)
-        forward = (time.perf_counter() - start) / n
+        t = float(trainer.trainee.objective.times_at(torch.tensor([0.5])))
+        forward = _timed(lambda: denoiser(x, t, **cond), trainer.device) / n
     parameters = sum(p.numel() * p.element_size() for p in trainer.trainee.parameters())
-    tensors: list[Any] = [trainer.samples, trainer.validation.x0, trainer.validation.eps]
+    tensors: list[Any] = [data.train, trainer.validation.x0, trainer.validation.eps]
     size = sum(t.numel() * t.element_size() for t in tensors)
     # Weights, gradients, two moments and the average; activations; the data; the samples kept on the way.
     features = _features(config, data, device)
     return Cost(
         sorted(times)[2], forward, features, _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
     )
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that it takes, on a device that works ahead of the host too."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else _ready
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def _ready() -> None:
+    """A CPU is done when it returns."""
 
 
 def _features(config: RunConfig, data: Data, device: str) -> float:

@@ -35,6 +35,8 @@ from ..training import TrainConfig
 #: Keys whose value is a pair by nature; a list of such pairs is a sweep.
 _RANGES = ("t_range", "validate_on")
 _PAIRS = {*_RANGES, "sample.guidance_interval", "data.size", "times.density"}
+#: Keys whose value is a list.
+_LISTS = ("metrics", "train.also_ema", "train.ema_widths")
 #: Parts that have a name, and may be written as it alone.
 _PARTS = ("data", "network", "schedule", "times", "target", "extractor")
 #: Of these, what may be a user's own ``pkg.mod:make``.
@@ -350,7 +352,11 @@ def data_named(name: str) -> dict[str, Any]:
     """The long form of data given by a built-in name or by a path."""
     if name.endswith((".npy", ".npz")):
         return {"name": "array", "path": name}
-    if name.endswith((".zip", ".parquet")) or (name not in DATA and Path(name).expanduser().is_dir()):
+    if (
+        name.endswith((".zip", ".parquet", ".tar"))
+        or name.startswith("hub:")
+        or (name not in DATA and Path(name).expanduser().is_dir())
+    ):
         return {"name": "images", "path": name}
     return {"name": name}
 
@@ -361,7 +367,7 @@ def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[A
         path = f"{prefix}{key}"
         if isinstance(value, dict) and key != "target":
             yield from _sweeps(value, f"{path}.")
-        elif isinstance(value, list) and path != "metrics":
+        elif isinstance(value, list) and path not in _LISTS:
             if path in _PAIRS and not any(isinstance(v, list) for v in value):
                 continue
             if not value:

@@ -104,17 +104,17 @@ def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
         if len(shape) != 1:
             raise DataError(
                 f"{data.name} has samples of shape {shape}, and the network mlp takes vectors. Save the array as "
-                "x.reshape(len(x), -1), take network: jit for pictures, or bring a network for this shape: network: "
-                "pkg.mod:make."
+                "x.reshape(len(x), -1), take network: jit or unet for pictures, or bring a network for this shape: "
+                "network: pkg.mod:make."
             )
         if config.conditional:
-            raise NetworkError("network mlp takes no labels; conditional: true needs jit or a network of yours.")
+            raise NetworkError("network mlp takes no labels; conditional: true needs jit, unet or a network of yours.")
         return {"dim": shape[0]}
-    if name == "jit":
+    if name in ("jit", "unet"):
         if len(shape) != 3:
             hint = " (data: {name: digits, pictures: true})" if data.image else ""
             raise DataError(
-                f"{data.name} has samples of shape {shape}, and the network jit takes pictures of shape [channels, "
+                f"{data.name} has samples of shape {shape}, and the network {name} takes pictures of shape [channels, "
                 f"height, width]{hint}."
             )
         classes = len(data.classes) if config.conditional else 0

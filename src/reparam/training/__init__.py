@@ -1,6 +1,20 @@
-"""Training: paired draws, an averaged network, a loop that resumes to the bit."""
+"""Training: paired draws, averaged networks, a loop that resumes to the bit."""
 
+from .averages import Averages
+from .config import TrainConfig
 from .draws import Draws
-from .loop import Diverged, TrainConfig, Trainee, Trainer, Validation
+from .engine import Accelerated, Engine
+from .loop import Diverged, Trainee, Trainer
+from .validation import Validation
 
-__all__ = ["Diverged", "Draws", "TrainConfig", "Trainee", "Trainer", "Validation"]
+__all__ = [
+    "Accelerated",
+    "Averages",
+    "Diverged",
+    "Draws",
+    "Engine",
+    "TrainConfig",
+    "Trainee",
+    "Trainer",
+    "Validation",
+]

@@ -1,49 +1,38 @@
 """Random draws that are a pure function of (seed, step, index in the batch).
 
 Runs that differ only in their target therefore see the same x0, t and ε, and a resumed run
-needs no saved generator state. Numbers are drawn in groups of :data:`GROUP` samples, each
-group from a generator of its own seed, so that a process may draw any part of a batch.
+needs no saved generator state. Numbers are drawn in groups of samples, each group from generators of its
+own seed, so that any number of processes may each draw its part of a batch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..data.order import Order, mix
 from ..times import open_uniform
 
-GROUP = 256
-#: Samples whose noise is drawn from one generator.
+#: Samples whose noise is drawn from one generator, at most; and numbers that the noise of a group has, at most.
+_GROUP, _NUMBERS = 256, 2**20
+#: Samples whose unit noise is drawn from one generator, for sampling.
 _SAMPLES = 32
-_MASK = 2**64 - 1
-
-
-def mix(*parts: int) -> int:
-    """A well-spread 32-bit seed from integers (SplitMix64's finaliser over each in turn).
-
-    32 bits, because that is all torch's CPU generator takes of a seed.
-    """
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state >> 32
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of training draws.
+    """What one step of training draws, for one part of the batch.
 
     Attributes:
-        index: which samples of the data, int64, shape [B].
-        u: a uniform number in (0, 1) a sample, from which the objective takes its time; float64.
-        eps: standard normal noise, shape [B, …].
+        index: which samples of the data, int64, shape [b].
+        u: a uniform number in (0, 1) for every sample of the *whole* batch, from which the objective takes
+            its times; float64, shape [B].
+        eps: standard normal noise, shape [b, …].
         coins: two more uniform numbers a sample, whether to mirror a picture and whether to
-            drop its label; float32, shape [2, B].
+            drop its label; float32, shape [2, b].
     """
 
     index: Tensor
@@ -58,43 +47,58 @@ class Draws:
     Args:
         seed: of the run.
         batch: samples a step.
-        count: samples in the data; every epoch goes through them once, in an order of its own.
+        order: which sample is drawn at which position of training; or the number of samples, of which every
+            epoch then goes through all in an order of its own.
         shape: of one sample.
         device: where noise is drawn. Each kind of device has its own numbers.
+        part: the samples of the batch that are drawn, from … to; all by default.
     """
 
     def __init__(
-        self, seed: int, batch: int, count: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        batch: int,
+        order: Order | int,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        part: tuple[int, int] | None = None,
     ) -> None:
-        self.seed, self.batch, self.count = seed, batch, count
-        groups = -(-batch // GROUP)
-        self._eps = torch.empty((groups * GROUP, *shape), device=device)
-        self._generator = torch.Generator(device)
-        self._orders: dict[int, Tensor] = {}
+        self.seed, self.batch = seed, batch
+        self.order = Order(seed, order) if isinstance(order, int) else order
+        self.start, self.stop = part or (0, batch)
+        self.group = group_size(shape)
+        first, last = self.start // self.group, -(-self.stop // self.group)
+        self._mine = range(first, last)
+        self._eps = torch.empty((len(self._mine) * self.group, *shape), device=device)
+        self._noise = torch.Generator(device)
+        self._numbers = self._noise if self._noise.device.type == "cpu" else torch.Generator()
 
     def __call__(self, step: int) -> Batch:
         """The draws of one step; the noise is overwritten by the next call."""
-        u, coins = [], []
-        for group, eps in enumerate(self._eps.split(GROUP)):
-            self._generator.manual_seed(mix(self.seed, step, group))
-            u.append(open_uniform(GROUP, self._generator).cpu())
-            eps.normal_(generator=self._generator)
-            coins.append(torch.rand(2, GROUP, generator=self._generator, device=self._generator.device).cpu())
-        b = self.batch
-        return Batch(self._index(step), torch.cat(u)[:b], self._eps[:b], torch.cat(coins, dim=1)[:, :b])
+        u, coins, noise = [], [], iter(self._eps.split(self.group))
+        for group in range(-(-self.batch // self.group)):
+            seed = mix(self.seed, step, group)
+            self._numbers.manual_seed(seed)
+            u.append(open_uniform(self.group, self._numbers))
+            if group in self._mine:
+                if self._noise is not self._numbers:
+                    self._noise.manual_seed(seed)
+                next(noise).normal_(generator=self._noise)
+            self._numbers.manual_seed(mix(seed, 0xC0))
+            coins.append(torch.rand(2, self.group, generator=self._numbers))
+        mine, begun = slice(self.start, self.stop), self._mine.start * self.group
+        eps = self._eps[self.start - begun : self.stop - begun]
+        return Batch(self.index(step), torch.cat(u)[: self.batch], eps, torch.cat(coins, dim=1)[:, mine])
 
-    def _index(self, step: int) -> Tensor:
-        position = step * self.batch + torch.arange(self.batch)
-        epochs = position // self.count
-        first, last = int(epochs[0]), int(epochs[-1])
-        self._orders = {e: self._order(e) for e in range(first, last + 1)}
-        return torch.cat([self._orders[e][position[epochs == e] % self.count] for e in range(first, last + 1)])
+    def index(self, step: int) -> Tensor:
+        """Which samples the part of a step's batch is made of; int64, shape [b]."""
+        return self.order(step * self.batch + torch.arange(self.start, self.stop))
 
-    def _order(self, epoch: int) -> Tensor:
-        if epoch in self._orders:
-            return self._orders[epoch]
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch, 0x5EED))
-        return torch.randperm(self.count, generator=generator)
+
+def group_size(shape: tuple[int, ...]) -> int:
+    """How many samples' draws come from one generator: a power of two, the smaller the larger they are."""
+    most = max(8, min(_GROUP, _NUMBERS // max(1, math.prod(shape))))
+    return 1 << (most.bit_length() - 1)
 
 
 def unit_noise(seed: int, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,32 +1,36 @@
-"""The training loop: one network, one objective, one device.
+"""The training loop: one network, one objective, one process or several.
 
 Everything random is a function of (seed, step), everything else is in :meth:`Trainer.state`,
-so that a run stopped at any step and continued gives the same numbers.
+so that a run stopped at any step and continued gives the same numbers, on as many processes as there are then.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Data
-from ..denoiser import Denoiser, evaluating
-from ..errors import DataError, ReparamError, SpecError
+from ..data.order import mix
+from ..denoiser import Denoiser
+from ..errors import NetworkError, SpecError
 from ..files import read_tensors, write_tensors
 from ..objective import Objective
-from .draws import Batch, Draws, mix
+from .averages import Averages
+from .batches import Batches, Samples
+from .config import TrainConfig, fast_bf16
+from .engine import Engine
+from .validation import Validation
 
-#: Numbers that the validation's pictures may have in all; of large pictures there are fewer.
-_NUMBERS = 2**25
+#: Steps between two looks at whether the numbers are finite, on a device that works ahead of the host.
+_LOOK = 10
 
 
 class Diverged(RuntimeError):
@@ -34,76 +38,6 @@ class Diverged(RuntimeError):
 
     def __init__(self, what: str, step: int | None = None) -> None:
         super().__init__(what if step is None else f"{what} at step {step}")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps. batch: samples a step.
-        lr: the peak learning rate of AdamW. beta1, beta2, weight_decay: AdamW's own.
-        warmup: steps of linear warm-up. decay: the shape of the learning rate after it.
-        clip: the gradient norm is at most this; 0 leaves it alone.
-        ema: decay of the averaged network that is evaluated and saved; its warm-up is
-            min(ema, (1 + step)/(10 + step)).
-        precision: "bf16" runs matrix products in bfloat16 (weights, losses and optimiser stay
-            in float32), "auto" does so where the device computes them fast.
-        label_drop: how often a conditional run trains without the label, for guidance.
-        validations: how often the x0-error by noise level is measured, the end included.
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
-
-    steps: int = 2000
-    batch: int = 512
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
-    warmup: int = 100
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = 1.0
-    ema: float = 0.995
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    label_drop: float = 0.1
-    validations: int = 8
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("validations", 1), ("warmup", 0)):
-            if getattr(self, name) < least:
-                raise ReparamError(f"train.{name} must be at least {least}, found {getattr(self, name)}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ReparamError(f"train.lr must be a positive number, found {self.lr}.")
-        if not 0 <= self.ema < 1:
-            raise ReparamError(f"train.ema must lie in [0, 1), found {self.ema}.")
-        if not 0 <= self.clip < math.inf:
-            raise ReparamError(f"train.clip must be 0 (no clipping) or positive, found {self.clip}.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ReparamError(f"train.weight_decay must be 0 or positive, found {self.weight_decay}.")
-        if not 0 <= self.label_drop <= 1:
-            raise ReparamError(f"train.label_drop must lie in [0, 1], found {self.label_drop}.")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ReparamError(f"train.{name} must lie in [0, 1), found {getattr(self, name)}.")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        left = 1 - (step - self.warmup) / max(1, self.steps - self.warmup)
-        shape = {"cosine": 0.5 - 0.5 * math.cos(math.pi * left), "linear": left, "constant": 1.0}
-        return self.lr * shape[self.decay]
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in tests)
 
 
 class Trainee(nn.Module):
@@ -120,62 +54,6 @@ class Trainee(nn.Module):
         return losses
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The same x0, t and ε for every run of a study: the only loss that compares targets.
-
-    Attributes:
-        edges: of the noise bins, in t, length K + 1.
-        x0, eps: shape [K·n, …], n samples a bin. t: shape [K·n], stratified within each bin.
-        variance: of the data, by which the error is divided.
-        y: class numbers, for a conditional run.
-    """
-
-    edges: list[float]
-    x0: Tensor
-    t: Tensor
-    eps: Tensor
-    variance: float
-    y: Tensor | None = None
-
-    @classmethod
-    def draw(
-        cls,
-        data: Data,
-        t_range: tuple[float, float],
-        *,
-        conditional: bool = False,
-        bins: int = 10,
-        each: int = 256,
-    ) -> Validation:
-        """A fixed draw over the held-out data and times in ``t_range``."""
-        low, high = t_range
-        n = bins * max(8, min(each, _NUMBERS // (bins * math.prod(data.shape))))
-        generator = torch.Generator().manual_seed(mix(0, 0xE44))
-        t = low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        order = torch.randperm(n, generator=generator) % len(data.heldout)
-        eps = torch.randn(n, *data.shape, generator=generator)
-        edges = [low + (high - low) * k / bins for k in range(bins + 1)]
-        y = data.heldout_labels[order] if conditional and data.heldout_labels is not None else None
-        return cls(edges, data.normalised(data.heldout[order]), t, eps, data.sigma_data**2, y)
-
-    def errors(self, denoiser: Denoiser) -> list[float]:
-        """The mean squared error of x0 in each bin over the data's variance: 1 is guessing the mean."""
-        device = next(denoiser.parameters()).device
-        chunk = max(1, min(1024, 2**21 // math.prod(self.x0.shape[1:])))
-        found = []
-        with evaluating(denoiser):
-            for at in torch.arange(len(self.t)).split(chunk):
-                x0, eps, t = self.x0[at].to(device), self.eps[at].to(device), self.t[at]
-                if denoiser.conventions.time == "step":
-                    t = denoiser.schedule.on_steps(t)  # type: ignore[attr-defined]
-                cond = {} if self.y is None else {"y": self.y[at].to(device)}
-                mean = denoiser(denoiser.schedule.add_noise(x0, eps, t), t, **cond).mean
-                found.append((mean - x0).square().flatten(1).mean(1).double().cpu())
-        each = torch.cat(found).reshape(len(self.edges) - 1, -1).mean(1)
-        return [float(v) for v in each / self.variance]
-
-
 class Trainer:
     """A training run.
 
@@ -187,10 +65,13 @@ class Trainer:
         seed: of the draws.
         conditional: whether the network is given labels, as ``y``; the number of classes means "no label".
         validation: the fixed draw to measure on.
-        device: where to train.
+        device: where to train, in this process alone.
+        engine: or the engine that runs it.
 
     Raises:
         DataError: if labels are needed and there are none.
+        ReparamError: if the processes do not divide the batch.
+        NetworkError: if the network cannot do what the configuration asks of it.
     """
 
     def __init__(
@@ -204,122 +85,184 @@ class Trainer:
         conditional: bool = False,
         validation: Validation,
         device: torch.device | str = "cpu",
+        engine: Engine | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self.config = config
-        self.trainee = Trainee(net, objective).to(self.device)
-        #: The average over training, which is what is evaluated and saved.
-        self.average = copy.deepcopy(self.trainee).requires_grad_(False)
-        if conditional and data.labels is None:
-            raise DataError(f"{data.name} has no labels; a conditional run needs them.")
-        self.data = data
-        self.samples = data.train.to(self.device)
-        self.labels = data.labels.to(self.device) if conditional and data.labels is not None else None
-        self.validation = validation
-        self.draws = Draws(seed, config.batch, len(data.train), data.shape, self.device)
+        self.engine = engine or Engine(device)
+        self.device = self.engine.device
+        self.config, self.data, self.validation, self.seed = config, data, validation, seed
+        self.part = self.engine.part(config.batch, config.accumulate)
+        self.batches = Batches(
+            data,
+            config.batch,
+            self.part,
+            seed=seed,
+            steps=config.steps,
+            conditional=conditional,
+            label_drop=config.label_drop,
+            device=self.device,
+        )
+        self.trainee = Trainee(_laid_out(net, config, self.device), objective).to(self.device)
+        #: What is averaged over training; the first is what is evaluated and saved.
+        self.averages = Averages(self.trainee, (config.ema, *config.also_ema), config.ema_widths)
+        if config.compile:
+            net.compile()
+        self._wrapped = self.engine.wrap(self.trainee)
         self._parameters = list(self.trainee.parameters())
-        fused = self.device.type in ("cpu", "cuda")
         self.optimiser = torch.optim.AdamW(
             self._parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
-            fused=fused,
+            fused=self.device.type in ("cpu", "cuda"),
         )
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
         self.step = 0
         self.seconds = 0.0
         #: One entry a logged step; what goes to metrics.jsonl.
         self.history: list[dict[str, Any]] = []
+        #: Whether all steps so far are known to have been finite: only then is the state worth keeping.
+        self.checked = True
+        self._unseen: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._every = _LOOK if self.device.type == "cuda" else 1
+        self._new = True
 
     @property
     def denoiser(self) -> Denoiser:
-        """The averaged network as a denoiser."""
-        return self.average.objective.denoiser(self.average.net)
+        """The averaged network as it is now, a copy, as a denoiser."""
+        average = self.averages.module()
+        assert isinstance(average, Trainee)
+        return average.objective.denoiser(average.net)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """Train to the end, yielding the number of steps done after each.
 
         Args:
-            stop: asked after every step; training ends early where it says so.
+            stop: asked after every step; training ends early where it says so, in all processes alike.
 
         Raises:
-            Diverged: if the loss or the validation error is not finite.
+            Diverged: if the loss, the gradient or the validation error is not finite.
         """
         c = self.config
         logged = max(1, c.steps // 100)
         validated = {round(c.steps * (k + 1) / c.validations) for k in range(c.validations)}
         self.trainee.train()
-        while self.step < c.steps and not stop():
-            start = time.perf_counter()
-            loss, norm = self._update()
-            self.step += 1
-            if self.step % logged == 0 or self.step == c.steps or not math.isfinite(loss):
-                entry = {"loss": _json(loss), "grad_norm": _json(norm), "lr": c.lr_at(self.step - 1)}
-                self.history.append({"step": self.step, **entry})
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss became {loss}", self.step)
-            if self.step in validated:
-                self._validate()
-            self.seconds += time.perf_counter() - start
-            yield self.step
+        try:
+            while self.step < c.steps and not self._told(stop):
+                start = time.perf_counter()
+                loss, norm = self.update()
+                noted = self.step % logged == 0 or self.step == c.steps
+                self._look(noted or self.step in validated)
+                if noted:
+                    self._note(self.step, loss=_number(self.engine.mean(loss)), grad_norm=_number(norm))
+                if self.step in validated:
+                    self._validate()
+                self.seconds += time.perf_counter() - start
+                yield self.step
+        finally:
+            self.batches.close()
 
-    def _update(self) -> tuple[float, float]:
+    def _told(self, stop: Callable[[], bool]) -> bool:
+        """Whether any process was told to stop; asked of the others at the steps at which all look up."""
+        if self.engine.world == 1:
+            return stop()
+        return self.step % self._every == 0 and self.engine.most(float(stop())) > 0
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser and of the averages: this process's loss, and the gradient's norm, both scalars."""
         c = self.config
-        batch = self.draws(self.step)
-        x0, cond = self._real(batch)
-        t = self.trainee.objective.times_at(batch.u)
+        batch = self.batches(self.step)
+        t = self.trainee.objective.times_at(batch.u)[self.part[0] : self.part[1]]
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr_at(self.step)
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(mix(self.draws.seed, self.step, 0xD0))  # what the network itself draws, as for dropout
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.trainee(x0, t, batch.eps, cond).mean()
-            loss.backward()
+        losses = self._gradient(batch, t)
         norm = nn.utils.clip_grad_norm_(self._parameters, c.clip or math.inf)
-        value = loss.item()
-        if math.isfinite(value):
-            self.optimiser.step()
+        self._unseen.append((self.step + 1, t, losses, norm))
+        if self._every == 1:
+            self._look(True)  # before a bad step is taken
+        self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._update_average()
-        return value, norm.item()
+        self.step += 1
+        self.averages.update(self.step)
+        if self._new:  # the first step after a start: an average that does not follow would go unnoticed for days
+            self.averages.check_moved(self.trainee)
+            self._new = False
+        return losses.mean(), norm
 
-    def _real(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The step's clean samples, and what the network is told of them."""
-        at = batch.index.to(self.device)
-        mirrored, dropped = batch.coins.to(self.device)
-        stored = self.samples[at]
-        if self.data.flip:
-            stored = torch.where((mirrored < 0.5)[:, None, None, None], stored.flip(-1), stored)
-        x0 = self.data.normalised(stored)
-        if self.labels is None:
-            return x0, {}
-        y = self.labels[at]
-        return x0, {"y": y.masked_fill(dropped < self.config.label_drop, len(self.data.classes))}
+    def _gradient(self, batch: Samples, t: Tensor) -> Tensor:
+        """Leaves the gradient of the whole batch's mean loss in the parameters; the losses of this part, shape [b]."""
+        parts, size = self.config.accumulate, len(t) // self.config.accumulate
+        losses, cuda = [], [self.device] if self.device.type == "cuda" else []
+        for k in range(parts):
+            at = slice(k * size, (k + 1) * size)
+            cond = {} if batch.y is None else {"y": batch.y[at]}
+            alone = self.engine.unsynchronised(self._wrapped) if k < parts - 1 else contextlib.nullcontext()
+            with alone, torch.random.fork_rng(devices=cuda):
+                # What the network itself draws, as for dropout.
+                torch.manual_seed(mix(self.seed, self.step, 0xD0, self.part[0] + at.start))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    each = self._wrapped(batch.x0[at], t[at], batch.eps[at], cond)
+                (each.mean() / parts).backward()
+            losses.append(each.detach())
+        return torch.cat(losses)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        net, average = self.trainee, self.average
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
-            mine.copy_(theirs)
+    def _look(self, now: bool) -> None:
+        """Whether the steps not yet looked at were finite; asked every few steps, as it waits for the device.
+
+        The norm of the gradient is the same in all processes, so that all stop at the same step.
+        """
+        self.checked = now or self.step % self._every == 0
+        if not self.checked or not self._unseen:
+            return
+        unseen, self._unseen = self._unseen, []
+        finite = torch.stack(
+            [norm + losses.sum() * (self.engine.world == 1) for _, _, losses, norm in unseen]
+        ).isfinite()
+        if not bool(finite.all()):
+            self._diverged(*unseen[int(finite.long().argmin())])
+
+    def _diverged(self, step: int, t: Tensor, losses: Tensor, norm: Tensor) -> None:
+        self.checked, self.step = False, step
+        loss = float(self.engine.mean(losses.mean()))
+        bad = ~losses.isfinite().cpu()
+        where = self.engine.most(float(t[bad].max()) if bool(bad.any()) else -1.0)
+        self._note(step, loss=_json(loss), grad_norm=_number(norm))
+        what = f"the gradient became {float(norm)}" if math.isfinite(loss) else f"the loss became {loss}"
+        seen = "" if where < 0 else f", for a sample at t = {where:.3g} ({self._bin(where)})"
+        raise Diverged(f"{what} at step {step}{seen}")
+
+    def _bin(self, t: float) -> str:
+        for low, high in zip(self.validation.edges[:-1], self.validation.edges[1:], strict=True):
+            if low <= t <= high:
+                return f"noise bin {low:.2g} to {high:.2g}"
+        return "outside of the noise bins that are measured"
+
+    def _note(self, step: int, **values: Any) -> None:
+        """Into the history, beside what else is known of that step."""
+        if not (self.history and self.history[-1]["step"] == step):
+            self.history.append({"step": step})
+        if "loss" in values:
+            values["lr"] = self.config.lr_at(step - 1)
+        self.history[-1] |= values
 
     def _validate(self) -> None:
-        errors = self.validation.errors(self.denoiser)
-        entry = {"step": self.step, "x0_error": [_json(e) for e in errors]}
-        if self.history and self.history[-1]["step"] == self.step:
-            self.history[-1].update(entry)
-        else:
-            self.history.append(entry)
-        if not all(math.isfinite(e) for e in errors):
+        """Measured by the first process; the others wait at their next step."""
+        errors = self.validation.errors(self.denoiser) if self.engine.first else []
+        finite = self.engine.most(float(not all(math.isfinite(e) for e in errors))) == 0
+        if self.engine.first:
+            self._note(self.step, x0_error=[_json(e) for e in errors])
+        if not finite:
             raise Diverged("the validation error stopped being finite", self.step)
 
     def save(self, path: Path) -> None:
-        """Write all that continuing needs, atomically."""
+        """Write all that continuing needs, atomically.
+
+        Raises:
+            AverageStuck: if an average has not followed the network.
+        """
+        if self.step:
+            self.averages.check_moved(self.trainee)
         tensors = {f"net.{k}": v for k, v in self.trainee.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.averages.tensors().items()}
         scalars: dict[str, Any] = {}
         for i, entries in self.optimiser.state_dict()["state"].items():
             for key, value in entries.items():
@@ -340,7 +283,7 @@ class Trainer:
             tensors, metadata = read_tensors(path)
             record = json.loads(metadata["resume"])
             self.trainee.load_state_dict(_under("net.", tensors))
-            self.average.load_state_dict(_under("average.", tensors))
+            self.averages.load(_under("average.", tensors))
             state: dict[int, dict[str, Any]] = {}
             for name, value in {
                 **_under("optimiser.", tensors),
@@ -354,11 +297,32 @@ class Trainer:
             raise SpecError(
                 f"{path} does not belong to this run: {e}. Remove that file to start the run afresh."
             ) from e
+        self._new = True
+
+
+def _laid_out(net: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The network in the memory layout, and with the handling of activations, that are asked for."""
+    convolves = any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in net.modules())
+    if config.channels_last is True or (config.channels_last == "auto" and device.type == "cuda" and convolves):
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.checkpoint_activations:
+        ask = getattr(net, "checkpoint_activations", None)
+        if ask is None:
+            raise NetworkError(
+                f"train.checkpoint_activations: {type(net).__name__} has no method checkpoint_activations(True); jit "
+                "and unet have. Leave the setting out, or give the network one."
+            )
+        ask(True)
+    return net
 
 
 def _json(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
+
+
+def _number(value: Tensor) -> float | None:
+    return _json(value.item())
 
 
 def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:

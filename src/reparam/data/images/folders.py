@@ -27,10 +27,11 @@ _BOMB_BYTES = 10**9  # … but a small one of drawings might
 
 
 class Entry(NamedTuple):
-    """A file in a folder or an archive: its path inside, and what gets it."""
+    """A file in a folder or an archive: its path inside, what gets it, and its size where the archive tells it."""
 
     parts: tuple[str, ...]
     open: Callable[[], Any]
+    size: int | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +43,8 @@ class Entry(NamedTuple):
         return self.parts[-1].lower().endswith(suffixes)
 
 
-def _ignored(part: str) -> bool:
+def ignored(part: str) -> bool:
+    """Whether a file or folder of this name is no part of the data."""
     return part.startswith(".") or part.lower() in _CLUTTER
 
 
@@ -53,9 +55,9 @@ def in_folder(folder: Path) -> list[Entry]:
         above = Path(here).relative_to(folder).parts
         if len(above) > _DEEPEST:
             raise DataError(f"{shown(str(folder), 400)} goes on without end: a link in it leads back, it seems.")
-        folders[:] = [name for name in folders if not _ignored(name)]
+        folders[:] = [name for name in folders if not ignored(name)]
         for name in files:
-            if not _ignored(name):
+            if not ignored(name):
                 entries.append(Entry((*above, name), functools.partial(open, os.path.join(here, name), "rb")))
     return sorted(entries, key=lambda entry: entry.parts)
 
@@ -82,8 +84,8 @@ def in_archive(path: Path, what: str, stack: contextlib.ExitStack) -> list[Entry
     entries = []
     for info in infos:
         parts = tuple(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-        if parts and not any(map(_ignored, parts)):
-            entries.append(Entry(parts, functools.partial(_unpacked, archive, info, lock)))
+        if parts and not any(map(ignored, parts)):
+            entries.append(Entry(parts, functools.partial(_unpacked, archive, info, lock), info.file_size))
     return sorted(entries, key=lambda entry: entry.parts)
 
 
@@ -112,15 +114,16 @@ def of_entries(entries: list[Entry], what: str, ask: Options, archive: bool = Fa
     refuse_names(ask, what)
     source = Source(what, len(pictures), lambda chosen: (Item(pictures[i].name, pictures[i].open) for i in chosen))
     source.bad = [(entry.name, "not a picture") for entry in others]
+    source.listing = lambda: [("/".join(entry.parts), entry.size) for entry in pictures]
     if ask.labels != "none":
-        paths = [entry.parts for entry in pictures]
-        if archive and len({path[0] for path in paths}) == 1:  # the folder that was packed is no class
-            paths = [path[1:] for path in paths]
-        _label(source, paths)
+        label_by_folder(source, [entry.parts for entry in pictures], archive)
     return source
 
 
-def _label(source: Source, paths: list[tuple[str, ...]]) -> None:
+def label_by_folder(source: Source, paths: list[tuple[str, ...]], archive: bool = False) -> None:
+    """Take the first part of each picture's path as its class, if all have one."""
+    if archive and len({path[0] for path in paths}) == 1:  # the folder that was packed is no class
+        paths = [path[1:] for path in paths]
     top = sum(len(path) < 2 for path in paths)
     if top:
         if top < len(paths):

@@ -10,6 +10,8 @@ from .source import Options, Source
 
 #: Names of sub-folders and files that are no classes, but parts of a data set.
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+#: What a column or a field of labels may be called.
+LABELS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
 _MOST_IDS = 1000  # labels that skip numbers are fine up to here; beyond, they may be anything
 
 

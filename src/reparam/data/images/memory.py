@@ -1,7 +1,8 @@
-"""How much memory can still be had."""
+"""How much memory there is, and how much can still be had."""
 
 from __future__ import annotations
 
+import os
 import re
 
 
@@ -14,6 +15,14 @@ def available() -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def total() -> int | None:
+    """Bytes of memory in all; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def too_little(need: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import re
@@ -15,32 +16,74 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import DataError
-from .labels import SPLITS, numbered
+from .labels import LABELS, SPLITS, numbered
 from .messages import shown
-from .source import Item, Options, Source
+from .modes import Unusable
+from .source import Block, Item, Options, Source
 
-_LABELS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
 _BATCH_BYTES = 64 * 2**20  # encoded bytes held at once
+
+
+class _NoPictures(DataError):
+    """A column of pictures holds none: not the fault of single rows."""
 
 
 class _Shard(NamedTuple):
     file: Path
     schema: Any
+    metadata: Any
+
+    @property
+    def rows(self) -> int:
+        return int(self.metadata.num_rows)
+
+    @property
+    def groups(self) -> list[int]:
+        """How many rows there are in each of its row groups."""
+        return [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
+
+
+class _Group(NamedTuple):
+    """A row group: its number in the shard, and the index of its first picture among all shards'."""
+
+    shard: _Shard
+    number: int
+    first: int
     rows: int
+
+
+class _Column(NamedTuple):
+    """The column of pictures, how to name its rows, and whether groups that cannot be read are skipped."""
+
+    name: str
+    several: bool
+    skip_bad: bool
 
 
 def of_shards(files: list[Path], what: str, ask: Options) -> Source:
     """The pictures in all rows of these files."""
     remarks = _missing_shards(files, what)
-    shards = [_shard(file) for file in files]
+    shards, bad = _readable(files, ask)
     schema = shards[0].schema
     column = _picture_column(schema, ask, what)
     labels = _label_column(schema, ask, what)
     for name in filter(None, (column, labels)):
         for shard in shards[1:]:
             _refuse_other_layout(shard, shards[0], name)
-    count = sum(shard.rows for shard in shards)
-    source = Source(what, count, lambda chosen: _rows(shards, column, chosen), remarks=remarks, unit="row")
+    groups = _groups(shards)
+    pictures = _Column(column, len(shards) > 1, ask.skip_bad)
+    source = Source(
+        what,
+        sum(group.rows for group in groups),
+        lambda chosen: _rows(groups, pictures, chosen),
+        remarks=remarks,
+        bad=bad,
+        unit="row",
+        blocks=tuple(group.rows for group in groups),
+        block=lambda k: _block(groups[k], pictures),
+        encoded=sum(_encoded(group, column) for group in groups),
+        listing=lambda: [(s.file.name, s.groups, s.metadata.serialized_size) for s in shards],
+    )
     if labels is not None:
         values = np.concatenate([_label_values(shard, labels) for shard in shards])
         names = _class_names(schema, labels)
@@ -60,16 +103,25 @@ def _missing_shards(files: list[Path], what: str) -> list[str]:
     return [f"{len(files)} of {of} shards are there"] if of > len(files) else []
 
 
-def _shard(file: Path) -> _Shard:
-    with _opened(file) as opened:
-        return _Shard(file, opened.schema_arrow, opened.metadata.num_rows)
+def _readable(files: list[Path], ask: Options) -> tuple[list[_Shard], list[tuple[str, str]]]:
+    """The shards; and which cannot be read, where those are skipped and some are left."""
+    shards, bad = [], []
+    for file in files:
+        try:
+            with _opened(file) as opened:
+                shards.append(_Shard(file, opened.schema_arrow, opened.metadata))
+        except DataError as e:
+            if not ask.skip_bad or (file == files[-1] and not shards):
+                raise
+            bad.append((shown(file.name), f"broken: {e.__cause__}"))
+    return shards, bad
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, metadata: Any = None) -> Iterator[Any]:
     try:
         # With a buffer, column chunks are read piece by piece instead of whole.
-        with pq.ParquetFile(file, buffer_size=2**20) as opened:
+        with pq.ParquetFile(file, metadata=metadata, buffer_size=2**20) as opened:
             yield opened
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"cannot read {shown(str(file), 400)}: {e}. Expected a Parquet file of pictures.") from e
@@ -130,7 +182,7 @@ def _label_column(schema: Any, ask: Options, what: str) -> str | None:
             raise DataError(f"{what} has no column {ask.labels!r} (data.labels); {_columns(schema)}.")
         return ask.labels
     integers: list[str] = [f.name for f in schema if pa.types.is_integer(f.type)]
-    found = [name for name in integers if name.lower() in _LABELS or _class_names(schema, name)]
+    found = [name for name in integers if name.lower() in LABELS or _class_names(schema, name)]
     if len(found) > 1:
         raise DataError(
             f"{what} has the label columns {', '.join(found)}; say which: --set data.labels={found[0]}, "
@@ -169,35 +221,103 @@ def _label_values(shard: _Shard, column: str) -> np.ndarray:
     raise DataError(f"{what} holds {values.type}; expected whole numbers or text. {_columns(shard.schema)}.")
 
 
-def _rows(shards: list[_Shard], column: str, chosen: np.ndarray) -> Iterator[Item]:
-    """The encoded pictures of the ``chosen`` rows, batch by batch."""
-    first = 0
+def _groups(shards: list[_Shard]) -> list[_Group]:
+    """The row groups of all shards that have rows, in order."""
+    groups, first = [], 0
     for shard in shards:
-        of = f" of {shown(shard.file.name)}" if len(shards) > 1 else ""
-        with _opened(shard.file) as opened:
-            groups = map(opened.metadata.row_group, range(opened.num_row_groups))
-            stored = sum(group.total_byte_size for group in groups)
-            size = max(1, min(1024, _BATCH_BYTES * shard.rows // max(1, stored)))
-            for batch in opened.iter_batches(size, columns=[column]):
-                low, high = np.searchsorted(chosen, [first, first + len(batch)])
-                what = f"column {column!r} of {shown(str(shard.file), 400)}"
-                yield from _pictures(batch.column(0), chosen[low:high], first, of, what)
-                first += len(batch)
+        for number, rows in enumerate(shard.groups):
+            if rows:
+                groups.append(_Group(shard, number, first, rows))
+            first += rows
+    return groups
 
 
-def _pictures(encoded: Any, rows: np.ndarray, first: int, of: str, what: str) -> Iterator[Item]:
-    """These rows, of a batch that begins at row ``first``."""
-    paths = None
-    if pa.types.is_struct(encoded.type):
-        if encoded.type.get_field_index("path") >= 0:
-            paths = pc.struct_field(encoded, "path")
-        encoded = pc.struct_field(encoded, "bytes")
-    if paths is not None and encoded.null_count == len(encoded) > paths.null_count:
-        raise DataError(
+def _encoded(group: _Group, column: str) -> int:
+    """The bytes that the column of pictures takes in a row group, unpacked."""
+    stored = group.shard.metadata.row_group(group.number)
+    chunks = (stored.column(i) for i in range(stored.num_columns))
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+
+
+def _rows(groups: list[_Group], column: _Column, chosen: np.ndarray) -> Iterator[Item]:
+    """The encoded pictures of the ``chosen`` rows, batch by batch; groups without any are not read."""
+    for group in groups:
+        low, high = np.searchsorted(chosen, [group.first, group.first + group.rows])
+        rows = chosen[low:high]
+        try:
+            for first, encoded in _batches(group, column) if len(rows) else ():
+                done = int(np.searchsorted(rows, first + len(encoded)))
+                yield from (_item(group, column, encoded, row, row - first) for row in rows[:done].tolist())
+                rows = rows[done:]
+                if not len(rows):
+                    break
+        except DataError as e:
+            yield from (_unreadable(group, column, row, e) for row in rows.tolist())
+
+
+def _block(group: _Group, column: _Column) -> Block:
+    """A whole row group."""
+    try:
+        firsts, batches = zip(*_batches(group, column), strict=True)
+    except DataError as e:
+        error = e
+        return Block(lambda row: _unreadable(group, column, row, error), 0)
+
+    def item(row: int) -> Item:
+        k = bisect.bisect_right(firsts, row) - 1
+        return _item(group, column, batches[k], row, row - firsts[k])
+
+    return Block(item, sum(batch.nbytes for batch in batches))
+
+
+def _batches(group: _Group, column: _Column) -> Iterator[tuple[int, Any]]:
+    """The index of the first picture of each batch of a row group, and the column's part.
+
+    Raises:
+        DataError: if it cannot be read.
+        _NoPictures: if it holds nothing but paths.
+    """
+    first = group.first
+    size = max(1, min(1024, _BATCH_BYTES * group.rows // max(1, _encoded(group, column.name))))
+    with _opened(group.shard.file, group.shard.metadata) as opened:
+        for batch in opened.iter_batches(size, row_groups=[group.number], columns=[column.name]):
+            part = batch.column(0)
+            _refuse_paths_only(part, f"column {column.name!r} of {shown(str(group.shard.file), 400)}")
+            yield first, part
+            first += len(part)
+
+
+def _refuse_paths_only(encoded: Any, what: str) -> None:
+    if not pa.types.is_struct(encoded.type) or encoded.type.get_field_index("path") < 0:
+        return
+    inside, paths = pc.struct_field(encoded, "bytes"), pc.struct_field(encoded, "path")
+    if inside.null_count == len(encoded) > paths.null_count:
+        raise _NoPictures(
             f"{what} holds only the paths of pictures, not the pictures (bytes). Give the folder that they lie in "
             "(--set data.path=FOLDER), or write the file again with the pictures embedded."
         )
-    for row in rows.tolist():
-        path = paths[row - first].as_py() if paths is not None else None
-        name = f"row {row}{of}" + (f" ({shown(path)})" if isinstance(path, str) else "")
-        yield Item(name, encoded[row - first].as_py)
+
+
+def _item(group: _Group, column: _Column, encoded: Any, row: int, at: int) -> Item:
+    """The picture at ``at`` of a batch, a copy."""
+    found = encoded[at].as_py()
+    if not pa.types.is_struct(encoded.type):
+        return Item(_name(group, column, row), lambda: found)
+    inside = found or {}
+    return Item(_name(group, column, row, inside.get("path")), lambda: inside.get("bytes"))
+
+
+def _unreadable(group: _Group, column: _Column, row: int, error: DataError) -> Item:
+    """Stands for a picture in a row group that cannot be read; an error unless those are skipped."""
+    if isinstance(error, _NoPictures) or not column.skip_bad:
+        raise error
+
+    def fail() -> None:
+        raise Unusable(f"cannot read row group {group.number}: {shown(str(error.__cause__))}")
+
+    return Item(_name(group, column, row), fail)
+
+
+def _name(group: _Group, column: _Column, row: int, path: object = None) -> str:
+    of = f" of {shown(group.shard.file.name)}" if column.several else ""
+    return f"row {row}{of}" + (f" ({shown(path)})" if isinstance(path, str) else "")

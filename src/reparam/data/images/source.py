@@ -31,6 +31,13 @@ class Item(NamedTuple):
     open: Callable[[], Any]
 
 
+class Block(NamedTuple):
+    """Pictures that are read together, still encoded: what gives each of them, and the bytes they take."""
+
+    item: Callable[[int], Item]
+    size: int
+
+
 @dataclass
 class Source:
     """Pictures that are still to be decoded.
@@ -38,12 +45,16 @@ class Source:
     Attributes:
         what: the path, for messages.
         count: how many there are.
-        items: yields those of the given indices, which ascend.
+        items: yields those of the given indices, which ascend; in any order if there are no blocks.
         labels: the numbers of all their classes, shape [count], int64, or None.
         classes: the names of the classes.
         remarks: what a reader must know of how they were found.
         bad: names and reasons of what is known to be unusable already.
         unit: what a picture is called in messages.
+        blocks: how many pictures there are in each block, in order; None where any picture can be read alone.
+        block: reads the block of that number.
+        encoded: about how many bytes all the blocks take in memory.
+        listing: tells the pictures, or the files they lie in, from others: names, sizes and counts.
     """
 
     what: str
@@ -54,6 +65,10 @@ class Source:
     remarks: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     unit: str = "file"
+    blocks: tuple[int, ...] | None = None
+    block: Callable[[int], Block] | None = None
+    encoded: int = 0
+    listing: Callable[[], Iterable[object]] = tuple
 
 
 def refuse_names(ask: Options, what: str) -> None:

@@ -1,0 +1,133 @@
+"""Where a training runs: this process alone, or as one of several.
+
+The trainer asks an engine for its device, its part of a batch and the few operations that involve other
+processes. :class:`Engine` itself is one process; :class:`Accelerated` leaves all of it to Accelerate, so that a
+training may be started plainly, by ``torchrun`` or by ``accelerate launch``, without change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ReparamError
+
+#: How long processes wait for each other: one of them may be measuring or writing meanwhile.
+_PATIENCE = timedelta(hours=2)
+
+
+class Engine:
+    """One process on one device.
+
+    Attributes:
+        device: where it trains. rank, world: which of how many processes this is.
+    """
+
+    rank = 0
+    world = 1
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def part(self, batch: int, accumulate: int = 1) -> tuple[int, int]:
+        """Which samples of a batch are this process's, from … to.
+
+        Raises:
+            ReparamError: if they cannot be shared out evenly.
+        """
+        parts = self.world * accumulate
+        if batch % parts:
+            nearest = max(parts, round(batch / parts) * parts)
+            raise ReparamError(
+                f"train.batch is {batch} samples a step, which {self.world} processes × {accumulate} accumulated "
+                f"parts do not divide evenly. Use --set train.batch={nearest}, or another number of processes or "
+                "train.accumulate."
+            )
+        share = batch // self.world
+        return self.rank * share, (self.rank + 1) * share
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module to call for losses: its gradients become those of the whole batch."""
+        return module
+
+    def unsynchronised(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, gradients of a wrapped module are only added up."""
+        return contextlib.nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over processes."""
+        return value
+
+    def most(self, value: float) -> float:
+        """The greatest over processes."""
+        return value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+
+    def end(self) -> None:
+        """Leave the other processes; each goes on alone."""
+
+
+class Accelerated(Engine):
+    """One of the processes that Accelerate, ``torchrun`` or ``accelerate launch`` started; or the only one.
+
+    Args:
+        device: "cpu", "cuda", "mps", or None for the best there is.
+
+    Raises:
+        ReparamError: if Accelerate is not installed.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        except ImportError as e:
+            raise ReparamError(
+                "training here is done by Accelerate, which is not installed: pip install 'reparam[train]'."
+            ) from e
+        told = [InitProcessGroupKwargs(timeout=_PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+        on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+        self.accelerator = Accelerator(cpu=on_cpu and device != "mps", kwargs_handlers=told)
+        super().__init__(self.accelerator.device)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        wrapped: nn.Module = self.accelerator.prepare_model(module)
+        return wrapped
+
+    def unsynchronised(self, module: nn.Module) -> AbstractContextManager[Any]:
+        inside: AbstractContextManager[Any] = self.accelerator.no_sync(module)
+        return inside
+
+    def mean(self, value: Tensor) -> Tensor:
+        found: Tensor = self.accelerator.reduce(value.detach().to(self.device), "mean")
+        return found
+
+    def most(self, value: float) -> float:
+        if self.world == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.device)).max())
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        self.accelerator.end_training()
+
+
+def started_by_a_launcher() -> bool:
+    """Whether torchrun or accelerate launch started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
