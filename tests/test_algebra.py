@@ -384,3 +384,31 @@ def test_a_last_step_that_is_never_trained_is_refused(target):
     rp.Objective(zero, target, weighting="min_snr", t_range=(0.001, 0.999))
     rp.Objective(rp.DDPM("scaled_linear"), target, weighting="min_snr")
     rp.Objective("cosine", target, weighting="min_snr")  # one point of a continuum is no step
+
+
+def test_principal_directions_are_those_of_all_parts_together():
+    """Pairs of points on either side of a mean, along orthogonal axes: the further apart, the sooner the axis comes."""
+    axes = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5)))[0]
+    axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
+    apart = axes * torch.tensor([1.0, 4.0, 2.0, 3.0])
+    mean = torch.tensor([5.0, -3.0, 1.0, 2.0], dtype=torch.float64)
+    samples = mean + torch.cat([apart.T, -apart.T])
+    for parts in (samples, [samples[:1], samples[1:6], samples[6:]], samples.repeat(300, 1)):  # 2400: parts of its own
+        torch.testing.assert_close(principal(parts, 3).columns, axes[:, [1, 3, 2]].float())
+
+
+def test_functions_of_one_coefficient_mix_with_noise_by_element():
+    """p(α) is one number a sample and q(σ) one an element: here y = 2 x_t − α x0."""
+    uneven = rp.Elementwise("cosine", [[0.5, 1.0, 2.0], [3.0, 0.1, 1.0]])
+    x0, eps = draw(4, 2, 3)
+    t = torch.tensor([0.1, 0.4, 0.6, 0.9]).double()
+    own = Linear(p=lambda alpha, sigma: alpha, q=lambda alpha, sigma: 2 * sigma)
+    x_t = uneven.add_noise(x0, eps, t)
+    torch.testing.assert_close(own.encode(x0, eps, t, uneven), 2 * x_t - uneven.alpha(t)[:, None, None] * x0)
+
+
+def test_the_slopes_of_noise_by_element_are_those_of_its_coefficients():
+    uneven, h = rp.Elementwise("cosine", [0.5, 2.0]), 1e-6
+    t = torch.tensor([0.2, 0.7]).double()
+    for value, slope in ((uneven.alpha, uneven.alpha_dot), (uneven.sigma, uneven.sigma_dot)):
+        torch.testing.assert_close(slope(t), (value(t + h) - value(t - h)) / (2 * h), rtol=1e-8, atol=1e-8)

@@ -841,3 +841,30 @@ def test_inversion_starts_from_data_of_any_scale():
     way = rp.sample(denoiser, start=2 * x0, sampler="ddim", times=[0.0, 0.3, 0.6], trajectory=True)
     torch.testing.assert_close(way.x0[0], x0)
     torch.testing.assert_close(way.states[1], 1.4 * x0)
+
+
+@pytest.mark.parametrize("schedule", SMOOTH, ids=str)
+def test_euler_and_heun_take_the_slopes_of_the_ode_where_they_should(schedule):
+    """x + h f(x, t), and x + h/2 (f(x, t) + f(x + h f(x, t), s)): a slope at the wrong end has the same order."""
+    net, denoiser = oracle(schedule)
+    t, s, x = 0.8, 0.5, noise()
+
+    def f(x, t):
+        mean = net.posterior_mean(x, t)
+        eps = (x - schedule.alpha(t) * mean) / schedule.sigma(t)
+        return schedule.alpha_dot(t) * mean + schedule.sigma_dot(t) * eps
+
+    guess = x + (s - t) * f(x, t)
+    torch.testing.assert_close(rp.sample(denoiser, start=x, sampler="euler", times=[t, s]), guess)
+    better = x + (s - t) / 2 * (f(x, t) + f(guess, s))
+    torch.testing.assert_close(rp.sample(denoiser, start=x, sampler="heun", times=[t, s]), better)
+
+
+def test_churn_raises_the_noise_level_by_at_most_the_square_root_of_two():
+    """σ̂ = √2 σ, so that the noise added is σ z itself, in units of α."""
+    schedule, t, s = rp.RectifiedFlow(), 0.5, 0.2
+    denoiser, x, z = oracle(schedule)[1], noise(), noise().flip(0)
+    found = single(EDM(churn=1000.0), denoiser, t, s, x, z)
+    raised = math.sqrt(2) / (1 + math.sqrt(2))  # t/(1 − t) = √2
+    start = (1 - raised) * (x / 0.5 + z)
+    torch.testing.assert_close(found, single(Heun("sigma/alpha"), denoiser, raised, s, start))

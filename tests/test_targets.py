@@ -250,3 +250,24 @@ def test_any_two_rows_convert_into_each_other(rows, t, shape):
     x_t = schedule.add_noise(x0, eps, t)
     got = rp.convert(a.encode(x0, eps, t, schedule), x_t, t, schedule, source=a, to=b)
     torch.testing.assert_close(got, b.encode(x0, eps, t, schedule), rtol=0, atol=1e-10)
+
+
+def test_condition_numbers_are_sums_of_sizes():
+    """(|a|(α + σ) + |b|(|p| + |q|)) / (|p'| + |q'|), of y' = a x_t + b y solved by hand where α² + σ² = 1."""
+    schedule, t = rp.Cosine(), torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    known = {
+        ("v", "x0"): (alpha + sigma) ** 2,  # x0 = α x_t − σ v
+        ("eps", "x0"): (alpha + 2 * sigma) / alpha,  # x0 = (x_t − σ ε)/α
+        ("x0", "v"): (alpha * (alpha + sigma) + 1) / sigma / (alpha + sigma),  # v = (α x_t − x0)/σ
+    }
+    for (source, to), expected in known.items():
+        torch.testing.assert_close(rp.target(source).condition(t, schedule, to), expected)
+
+
+def test_at_the_ends_the_one_unknown_left_is_x_t_in_its_units():
+    schedule = rp.schedule({"name": "path", "alpha_of": "2 - 2*t", "sigma_of": "3*t"})
+    y, x = draw(torch.float64)
+    for name in ("x0", "eps", "v", "velocity"):
+        torch.testing.assert_close(rp.target(name).to_x0(y, x, 0.0, schedule), x / 2)
+        torch.testing.assert_close(rp.target("x0").to_eps(y, x, 1.0, schedule), x / 3)

@@ -20,6 +20,7 @@ from reparam.times import (
     Times,
     Within,
     log_speed,
+    open_uniform,
     resolution_shift,
     shift_time,
     stratify,
@@ -341,3 +342,15 @@ def test_a_distribution_of_ones_own_needs_three_methods():
     drawn = Shifted(Stratified(Late()), 1.0).within(0.5, 1.0).on(DDPM)
     u = torch.tensor([0.25], dtype=F64)
     torch.testing.assert_close(drawn.quantile(u), (0.25 + 0.75 * u).sqrt())
+
+
+@pytest.mark.parametrize("extreme", [0, 2**52 - 1])
+def test_uniform_numbers_lie_strictly_inside_whatever_the_generator_gives(extreme, monkeypatch):
+    def drawn(low, high, shape, **_):
+        assert low <= extreme < high
+        return torch.full(shape, extreme)
+
+    monkeypatch.setattr(torch, "randint", drawn)
+    u = open_uniform(3)
+    assert bool(((u > 0) & (u < 1)).all())
+    assert u.tolist() == [2.0**-53 if extreme == 0 else 1 - 2.0**-53] * 3  # as far from one end as from the other

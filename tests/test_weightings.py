@@ -623,3 +623,14 @@ def test_noise_that_differs_by_element():
         for i, scale in enumerate((0.5, 2.0)):
             expected = weighting(config)(t, rp.RectifiedFlow(scale))
             torch.testing.assert_close(found.expand(2, 2)[:, i], expected)
+
+
+def test_the_features_of_the_learned_scale_are_edm2s():
+    """Frequencies 2π N(0, 1) and phases even on [0, 2π), so that the features have mean 0 and variance 1."""
+    learned = LearnedScale(channels=20_000)
+    turns, phases = learned.frequencies / (2 * math.pi), learned.phases / (2 * math.pi)
+    assert float(turns.mean()) == pytest.approx(0, abs=0.03)
+    assert float(turns.square().mean()) == pytest.approx(1, abs=0.05)
+    assert float((turns.abs() < 1).double().mean()) == pytest.approx(math.erf(math.sqrt(0.5)), abs=0.02)
+    even = torch.linspace(0, 1, len(phases))
+    torch.testing.assert_close(phases.sort().values, even, rtol=0, atol=0.02)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .schedules import DDPM, VE, Cosine, Elementwise, Path, RectifiedFlow, Schedule, schedule
     from .spec import Spec, load, save
     from .studies import study
+    from .studies.train import train
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
     from .tools.check import check
@@ -29,6 +30,7 @@ _FROM = {
     "schedules": ["DDPM", "VE", "Cosine", "Elementwise", "Path", "RectifiedFlow", "Schedule", "schedule"],
     "spec": ["Spec", "load", "save"],
     "studies": ["study"],
+    "studies.train": ["train"],
     "targets": ["Target", "convert", "target"],
     "times": ["LogitNormal", "Uniform"],
     "tools": ["check"],
@@ -85,6 +87,7 @@ __all__ = [
     "target",
     "targets",
     "times",
+    "train",
     "weightings",
 ]
 

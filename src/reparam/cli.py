@@ -29,7 +29,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reparam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_study, _add_sample, _add_check, _add_basis, _add_report, _add_show):
+    for add in (
+        _add_study,
+        _add_train,
+        _add_prepare,
+        _add_average,
+        _add_sample,
+        _add_check,
+        _add_basis,
+        _add_report,
+        _add_show,
+    ):
         add(commands)
     return parser
 
@@ -77,6 +87,79 @@ def _add_study(commands: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
     parser.add_argument("--skip-bad", action="store_true", help="skip and count pictures that cannot be read")
     parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "train",
+        "train one model for as long as it takes, on one process or many; stop and continue at will",
+        "torchrun --nproc-per-node 8 -m reparam.cli train recipe.yaml --out runs/mine",
+        _train,
+    )
+    parser.add_argument("recipe", help="a built-in recipe, a YAML file, or the recipe.yaml of a run")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished training there is continued"
+    )
+    parser.add_argument("--run", metavar="NAME", help="which run of a recipe that compares several")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override a key of the recipe; repeatable"
+    )
+    parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument(
+        "--save-every", type=float, default=10.0, metavar="MIN", help="minutes between checkpoints (10)"
+    )
+    parser.add_argument("--keep", type=int, default=2, metavar="K", help="checkpoints that are kept (2)")
+    parser.add_argument(
+        "--tracker", default="tensorboard", metavar="NAME", help="where curves go: tensorboard, wandb …, or none"
+    )
+    parser.add_argument(
+        "--previews", type=int, default=16, metavar="N", help="samples drawn at each validation, of pictures (16)"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count pictures that cannot be read")
+    parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "prepare",
+        "cut pictures to one size, or encode them by a VAE, once, for training to read",
+        "reparam prepare imagenet/train --out imagenet-256 --size 256",
+        _prepare,
+    )
+    parser.add_argument("data", help="a folder, .zip, .tar or .parquet file of pictures, or hub:OWNER/NAME")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to write; an unfinished one is continued"
+    )
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square pictures")
+    parser.add_argument(
+        "--vae", metavar="DIR", help="write the latents of this local diffusers VAE instead of pictures"
+    )
+    parser.add_argument("--dtype", default="float16", help="of the latents: float16 (the default), bfloat16 or float32")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count pictures that cannot be read")
+    parser.add_argument("--labels", help="where the classes are: a column, or none")
+    parser.add_argument("--column", help="which column holds the pictures")
+    parser.add_argument("--hub", metavar="DIR", help="a local folder of hub data sets, OWNER/NAME below it")
+    parser.add_argument("--shard", type=int, metavar="N", help="pictures a shard")
+    parser.add_argument("--batch", type=int, default=16, help="pictures that the VAE encodes at a time (16)")
+    parser.add_argument("--device", help="where the VAE runs: cpu, cuda or mps; the best there is by default")
+
+
+def _add_average(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "average",
+        "make the averaged network of any width from the snapshots that a training kept",
+        "reparam average runs/mine --width 0.08",
+        _average,
+    )
+    parser.add_argument("run", help="the folder of a training with train.ema_widths")
+    parser.add_argument("--width", type=float, required=True, help="relative width of the average, such as 0.08")
+    parser.add_argument("--step", type=int, help="of which step; the last by default")
+    parser.add_argument("--out", metavar="FILE", help="average-WIDTH.safetensors in the folder by default")
+    parser.add_argument("--allow-inexact", action="store_true", help="write what the snapshots hold only roughly")
 
 
 def _add_sample(commands: Any) -> None:
@@ -223,6 +306,49 @@ def _study(args: Any) -> int:
         f"\n{done.table()}\n\nleaderboard: {done.out / 'leaderboard.json'}\nreport:      {done.report}{failed}",
     )
     return 2 if done.failed else 0
+
+
+def _train(args: Any) -> int:
+    from .studies.train import train
+
+    done = train(
+        args.recipe,
+        out=args.out,
+        run=args.run,
+        settings=[*args.set, *(["data.skip_bad=true"] if args.skip_bad else [])],
+        device=args.device,
+        save_every=60 * args.save_every,
+        keep=args.keep,
+        tracker=None if args.tracker == "none" else args.tracker,
+        previews=args.previews,
+        estimate_only=args.estimate,
+        say=_say,
+    )
+    if done is None:
+        if args.json and args.estimate:
+            _finish(args, {"estimate_only": True}, "")
+        return 0
+    _finish(args, {"out": str(done.out), **done.row}, f"\n{done.text()}")
+    return 0 if done.row["status"] == "finished" else 1
+
+
+def _average(args: Any) -> int:
+    from .studies.averaging import average_run
+
+    path, made = average_run(args.run, args.width, step=args.step, out=args.out, allow_inexact=args.allow_inexact)
+    result = {"out": str(path), "step": made.step, "width": made.sigma_rel, "residual": made.residual}
+    said = f"width {made.sigma_rel:g} at step {made.step}, of {len(made.coefficients)} snapshots"
+    _finish(args, result, f"{said} (off by {made.residual:.2g} of the profile): {path}")
+    return 0
+
+
+def _prepare(args: Any) -> int:
+    from .tools.prepare import prepare
+
+    options = ("size", "vae", "dtype", "workers", "skip_bad", "labels", "column", "hub", "shard", "batch", "device")
+    done = prepare(args.data, args.out, **{name: getattr(args, name) for name in options})
+    _finish(args, done.to_dict(), done.text())
+    return 0
 
 
 def _list_recipes(args: Any) -> int:

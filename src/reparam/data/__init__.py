@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from torch import Tensor
 from ..errors import DataError, unknown
 from .arrays import checked, load_array, load_digits
 from .base import PICTURE_MEAN, PICTURE_STD, Data
+from .latents import RECORD, load_latents
 from .manifolds import CURVES, Curve
 from .order import split
 from .pictures import load_pictures
 
-__all__ = ["DATA", "Curve", "Data", "from_array", "load_data"]
+#: The file by which a folder of latents is known.
+LATENTS = RECORD
+
+__all__ = ["DATA", "LATENTS", "Curve", "Data", "from_array", "load_data"]
 
 
 def _curve_data(name: str) -> Callable[..., Data]:
@@ -97,11 +102,37 @@ def _prepared(x: Tensor, name: str, normalise: str, holdout: float, seed: int) -
     return Data(name=name, train=x[train], heldout=x[heldout], mean=mean, std=std)
 
 
+def _latents(
+    path: str | None = None,
+    sampled: bool = True,
+    holdout: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    if path is None:
+        raise DataError("data 'latents' needs data.path: a folder that reparam prepare --vae wrote.")
+    found = load_latents(path, std=sampled)
+    train, heldout = split(len(found.mean), holdout, seed)
+    x0, spread = found.x0, found.x0_std
+    return Data(
+        name=Path(path).expanduser().absolute().name,
+        train=x0[train],
+        heldout=x0[heldout],
+        mean=found.shift,
+        std=1 / found.scale,
+        labels=None if found.labels is None else found.labels[train],
+        heldout_labels=None if found.labels is None else found.labels[heldout],
+        classes=found.classes,
+        spread=None if spread is None else spread[train],
+        origin={"vae": found.record["vae"]},
+    )
+
+
 #: Data by name; what a recipe writes beside the name are the function's arguments.
 DATA: dict[str, Callable[..., Data]] = {
     **{name: _curve_data(name) for name in CURVES},
     "digits": _digits,
     "array": _array,
+    "latents": _latents,
     "images": load_pictures,
 }
 

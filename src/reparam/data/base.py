@@ -44,6 +44,8 @@ class Data:
         flip: whether training sees each picture mirrored half of the time.
         remarks: what a reader must know of how they were read.
         stream: what training draws from, where that is not in memory.
+        spread: where each sample is the mean of a Gaussian (a latent), its standard deviation, of train's shape.
+        origin: what else travels with the weights of where the data come from; plain data.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Data:
     flip: bool = False
     remarks: tuple[str, ...] = ()
     stream: Stream | None = None
+    spread: Tensor | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def count(self) -> int:
@@ -106,7 +110,7 @@ class Data:
         found = hashlib.sha256(repr((self.shape, self.mean, self.std, self.flip, self.classes)).encode())
         if self.stream is not None:
             found.update(self.stream.digest.encode())
-        for part in (self.train, self.heldout, self.labels, self.heldout_labels):
+        for part in (self.train, self.heldout, self.labels, self.heldout_labels, self.spread):
             if part is not None:
                 found.update(part.contiguous().numpy().data)
         return found.hexdigest()[:16]
@@ -176,6 +180,7 @@ class Data:
             "mean": mean,
             "sigma_data": std,
             "pictures": self.pictures,
+            **(self.origin or {}),
         }
 
     def preflight(self) -> str:

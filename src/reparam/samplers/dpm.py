@@ -22,21 +22,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ..denoiser import Coefficient
 from .steps import Linear, Row, Step, correlation, lost, sqrt
 
 
-def extrapolation(at: Step) -> Coefficient:
+def extrapolation(at: Step) -> float:
     """h/(2h'): the share of the difference of the two estimates; 0 makes the step first-order."""
     if at.before is None:
         return 0.0
     h, h_before = at.to.lam - at.here.lam, at.here.lam - at.before.level.lam
-    if isinstance(h, Tensor) or isinstance(h_before, Tensor):
-        share = torch.as_tensor(h / (2 * h_before))
-        return torch.where(share.isfinite(), share, 0.0)
     return h / (2 * h_before) if math.isfinite(h) and math.isfinite(h_before) else 0.0
 
 

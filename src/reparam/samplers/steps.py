@@ -30,8 +30,8 @@ class Level(NamedTuple):
     #: Not a number on the way of a sampler that does not step in t.
     alpha_dot: Coefficient
     sigma_dot: Coefficient
-    #: log(α/σ), half the log-SNR: +∞ where σ = 0, −∞ where α = 0.
-    lam: Coefficient
+    #: log(α/σ), half the log-SNR, the noise level's name even where σ differs by element: ±∞ where σ or α is 0.
+    lam: float
 
     @property
     def ratio(self) -> Coefficient:
@@ -142,7 +142,7 @@ def correlation(at: Step) -> Coefficient:
     return (at.here.alpha * at.to.sigma) / (at.to.alpha * at.here.sigma)
 
 
-def lost(at: Step) -> Coefficient:
+def lost(at: Step) -> float:
     """1 − e^{−2h}, without cancellation for short steps: 1 less the correlation squared."""
     exponent = 2 * (at.here.lam - at.to.lam)
-    return -torch.expm1(exponent) if isinstance(exponent, Tensor) else -math.expm1(exponent)
+    return -math.expm1(exponent)

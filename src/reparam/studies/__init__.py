@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
-import os
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,29 +13,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..data import Data
-from ..errors import Conflict, DataError, NetworkError, OutputError
+from ..errors import Conflict, DataError, OutputError
 from ..files import write_text, written_whole
-from ..metrics import Reference
-from ..networks import NETWORKS, is_factory
 from ..report.plots import picture_sheet
-from ..samplers.thresholding import refuse_cut
 from .console import Console
 from .estimate import describe, probe
+from .folders import differences, folder_name, locked, refuse_foreign
+from .inputs import Inputs, preflight
 from .leaderboard import as_text, rank_metric, ranked
-from .pool import Resources, gentle_interrupt, resources, run_here, run_in_workers
-from .recipe import Recipe, RunConfig, data_named, from_dict, load_recipe, read_recipe
-from .run import RESULT, blank_row, data_of, forget_data, make_network, scored
+from .pool import Interrupted, Resources, gentle_interrupt, resources, run_here, run_in_workers
+from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
+from .run import RESULT, blank_row, data_of, forget_data
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
 _RECORD = "study.json"
 #: Pictures on a contact sheet.
 _ON_SHEET = 64
-
-
-class Interrupted(KeyboardInterrupt):
-    """A study was stopped before its end. Its state is kept; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +91,14 @@ def study(
         Interrupted: if it was stopped; the state is kept.
     """
     forget_data()
-    own = _Own.of(data, network)
+    own = Inputs.of(data, network)
     raw = own.into(read_recipe(recipe))
     settings = [settings] if isinstance(settings, str) else list(settings)
     plan = load_recipe(raw, settings, extra_networks=own.networks, extra_data=own.data_names)
-    folder = Path("runs") / _folder_name(plan.name) if out is None else Path(out)
+    folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     on = resources(len(plan.runs), 1 if own.in_process else jobs, device)
     say(f"study {plan.name}: {len(plan.runs)} runs")
-    digests = _preflight(plan, own, say)
+    digests = preflight(plan, own, say)
     if estimate_only:
         say(f"it would take {describe(probe(plan.runs, on, data=own.data, factory=own.factory), on)}")
         return None
@@ -127,96 +117,7 @@ def study(
         return _conclude(folder, plan, rows)
 
 
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", name).strip("._") or "study"
-
-
-@dataclass(frozen=True)
-class _Own:
-    """What the caller brings: names for the recipe, and objects that stay in this process."""
-
-    data: Data | None = None
-    data_config: dict[str, Any] | None = None
-    factory: Callable[..., nn.Module] | None = None
-    network_name: str | None = None
-
-    @classmethod
-    def of(cls, data: Any, network: Any) -> _Own:
-        config = data_named(str(data)) if isinstance(data, str | Path) else None
-        held = None if data is None or config else _data_from(data)
-        if network is None or isinstance(network, str):
-            return cls(held, config, None, network)
-        if isinstance(network, nn.Module):
-            return cls(held, config, lambda **_: copy.deepcopy(network), type(network).__name__)
-        if not callable(network):
-            raise NetworkError(f"network must be a name, a module or a function, found {type(network).__name__}.")
-        return cls(held, config, network, getattr(network, "__name__", "network"))
-
-    @property
-    def in_process(self) -> bool:
-        return self.data is not None or self.factory is not None
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return (self.network_name,) if self.factory and self.network_name else ()
-
-    @property
-    def data_names(self) -> tuple[str, ...]:
-        return ("given",) if self.data is not None else ()
-
-    def into(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """The recipe with the caller's names in the place of its own."""
-        if self.data is not None:
-            raw["data"] = {"name": "given"}
-        elif self.data_config is not None:
-            before = raw.get("data")
-            if isinstance(before, dict) and before.get("name") == self.data_config["name"]:
-                raw["data"] = {**before, **self.data_config}  # how to read them stays
-            else:
-                raw["data"] = self.data_config
-        if self.network_name is not None:
-            raw["network"] = {"name": self.network_name}
-        return raw
-
-
-def _data_from(array: Any) -> Data:
-    from ..data import from_array
-
-    if not isinstance(array, np.ndarray | Tensor):
-        raise DataError(f"data must be a path or an array, found {type(array).__name__}.")
-    return from_array(array)
-
-
-def _preflight(plan: Recipe, own: _Own, say: Callable[[str], None]) -> dict[str, str]:
-    """Load each data set, say what it is, announce code of the user's; digests by data."""
-    digests: dict[str, str] = {}
-    for config in plan.runs.values():
-        mine = own.data or data_of(config)
-        key = json.dumps(config.data, sort_keys=True)
-        if key not in digests:
-            digests[key] = mine.digest
-            say(f"  {mine.preflight()}")
-            if (n := scored(config, mine)) < config.sample.n:
-                say(f"  {n} samples are scored, as many as pictures or vectors are held out, not {config.sample.n}")
-            if not mine.pictures and (not 0.05 < mine.flat(mine.train).std() < 20 or abs(mine.train.mean()) > 3):
-                say("  warning: these data are far from unit scale, where the noise is; consider data.normalise: scale")
-        if config.sample.threshold != "none":
-            record = mine.record()
-            refuse_cut(record["min"], record["max"])
-    for what in ("network", "extractor"):
-        parts = [part for c in plan.runs.values() if (part := getattr(c, what))]
-        for name in sorted({str(part["name"]) for part in parts if is_factory(part["name"])}):
-            say(f"  running your code: {what} {name}")
-        if config.extractor and is_factory(config.extractor["name"]) and mine.pictures:
-            digests["extractor"] = Reference(mine, config.extractor).extractor.digest
-    for config in plan.runs.values():
-        key = json.dumps(config.network, sort_keys=True)
-        if key not in digests and config.network["name"] not in NETWORKS:
-            digests[key] = _fingerprint(make_network(config, own.data or data_of(config), own.factory))
-    return digests
-
-
-def _contact_sheets(plan: Recipe, own: _Own, folder: Path, say: Callable[[str], None]) -> None:
+def _contact_sheets(plan: Recipe, own: Inputs, folder: Path, say: Callable[[str], None]) -> None:
     """For pictures, a sheet of them as training sees them: a look tells what no statistics do."""
     sets = {json.dumps(c.data, sort_keys=True): own.data or data_of(c) for c in plan.runs.values()}
     pictures = [data for data in sets.values() if data.pictures]
@@ -228,44 +129,15 @@ def _contact_sheets(plan: Recipe, own: _Own, folder: Path, say: Callable[[str], 
         say(f"  {data.name}, the first {len(rows)} pictures: {path}")
 
 
-def _fingerprint(net: nn.Module) -> str:
-    """A hash of a network of the user's: its printed form and its initial weights."""
-    found = hashlib.sha256(repr(net).encode())
-    for name, value in net.state_dict().items():
-        found.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 @contextmanager
 def _claimed(folder: Path, record: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """The folder, made, locked and found free for this very recipe and data; call to take it for good."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as e:
-        raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another folder with --out.") from e
-    with lock:
-        _lock(lock, folder)
-        os.set_inheritable(lock.fileno(), True)
+    with locked(folder, "study"):
         if (folder / _RECORD).exists():
             _refuse_another(folder, record)
-        elif others := sorted(p.name for p in folder.iterdir() if p.name != ".lock"):
-            raise Conflict(
-                f"{folder} is not empty (found {', '.join(others[:3])}) and holds no study; nothing was touched. "
-                "Choose a new folder with --out."
-            )
+        else:
+            refuse_foreign(folder, "study")
         yield lambda: write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _lock(lock: Any, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this system
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        raise Conflict(f"another study is running in {folder}; wait for it, or choose another --out.") from e
 
 
 def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
@@ -278,8 +150,8 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
     now = json.loads(json.dumps(record))
     if before == now:
         return
-    differences = list(_differences(before.get("recipe"), now["recipe"]))
-    if not differences:
+    changes = list(differences(before.get("recipe"), now["recipe"]))
+    if not changes:
         changed = [key for key in now["data"] if before.get("data", {}).get(key) != now["data"][key]]
         if "extractor" in changed:
             raise DataError(f"the extractor has changed since the study in {folder} began; choose another --out.")
@@ -287,21 +159,9 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
         what = "network has" if any(key in networks for key in changed) else "data have"
         raise DataError(f"the {what} changed since the study in {folder} began; choose another --out.")
     raise Conflict(
-        f"{folder} holds another study: {'; '.join(differences[:4])}. Nothing was touched. Choose another folder "
+        f"{folder} holds another study: {'; '.join(changes[:4])}. Nothing was touched. Choose another folder "
         "with --out, or run the recipe that is there."
     )
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path.removeprefix('runs.')} was {_brief(before)} there, is {_brief(now)} now"
-
-
-def _brief(value: Any) -> str:
-    return "absent" if value is None else "present" if isinstance(value, dict) else repr(value)
 
 
 def _finished(folder: Path, plan: Recipe) -> dict[str, dict[str, Any]]:
@@ -321,7 +181,7 @@ def _do(
     plan: Recipe,
     folder: Path,
     on: Resources,
-    own: _Own,
+    own: Inputs,
     digests: dict[str, str],
     seconds: dict[str, float],
     say: Callable[[str], None],

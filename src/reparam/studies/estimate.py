@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import Data
 from ..denoiser import evaluating
 from ..errors import DataError, NetworkError, ReparamError
 from ..metrics import Reference
+from ..training import Engine
 from .pool import Resources
 from .recipe import RunConfig
 from .run import chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
@@ -25,12 +27,13 @@ _BASE_BYTES = 350e6
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and bytes of one run."""
+    """Seconds and bytes of one run; and the floating-point operations of one step of training, where counted."""
 
     train_s: float
     sample_s: float
     score_s: float
     bytes: float
+    flops: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -82,7 +85,39 @@ def _of_run(config: RunConfig, data: Data, one: Cost, runs: int) -> Cost:
     # Real pictures' features are computed once for all runs.
     n = scored(config, data)
     features = one.score_s * (n + (min(c.reference, len(data.train)) + n) / runs)
-    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * n, features, one.bytes)
+    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * n, features, one.bytes, one.flops)
+
+
+def probe_training(
+    config: RunConfig, engine: Engine, data: Data, factory: Callable[..., nn.Module] | None = None
+) -> Cost:
+    """The cost of one training on an engine's processes, from a few steps of this process's share of a batch.
+
+    Raises:
+        NetworkError, DataError, ReparamError: if it cannot work.
+    """
+    low, high = engine.part(config.train.batch, config.train.accumulate)
+    share = replace(config, train=replace(config.train, batch=high - low))
+    return _of_run(share, data, _tried(share, data, factory, str(engine.device)), 1)
+
+
+def describe_training(cost: Cost, config: RunConfig, engine: Engine) -> str:
+    """One line: how long, how many operations, how much memory."""
+    steps, whole = config.train.steps, cost.flops * engine.world
+    each = cost.train_s / steps
+    return (
+        f"about {in_words(cost.seconds)}: {in_words(cost.train_s)} of training, {each:.3g} s a step of "
+        f"{_flops(whole)}FLOP ({_flops(whole * steps)}FLOP in all, {_flops(cost.flops / each)}FLOP/s a process), "
+        f"the rest samples and scores; {cost.bytes / 1e9:.1f} GB of memory a process"
+    )
+
+
+def _flops(value: float) -> str:
+    """A number with the prefix of its size."""
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "
 
 
 def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
@@ -103,14 +138,15 @@ def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | No
 
 def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
     """Seconds a step, an evaluated sample, and a picture's features; bytes."""
-    trainer = trainer_of(config, data, make_network(config, data, factory), device)
+    trainer = trainer_of(config, data, make_network(config, data, factory), Engine(device))
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         trainer.update()
     times = [_timed(trainer.update, trainer.device) for _ in range(5)]
     n = min(config.sample.n, sample_chunk(data.shape))
@@ -125,9 +161,8 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
     size = sum(t.numel() * t.element_size() for t in tensors)
     # Weights, gradients, two moments and the average; activations; the data; the samples kept on the way.
     features = _features(config, data, device)
-    return Cost(
-        sorted(times)[2], forward, features, _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
-    )
+    held = _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
+    return Cost(sorted(times)[2], forward, features, held, counter.get_total_flops())
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> float:

@@ -63,6 +63,10 @@ def resources(runs: int, jobs: int | None = None, device: str | None = None) -> 
     return Resources(chosen, max(1, cores // chosen), devices)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A study was stopped before its end. Its state is kept; the message says how to go on."""
+
+
 class Watch:
     """Told of everything that happens; a study prints from it."""
 

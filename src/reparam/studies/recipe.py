@@ -21,7 +21,7 @@ from typing import Any, ClassVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..data import DATA
+from ..data import DATA, LATENTS
 from ..denoiser import Denoiser
 from ..errors import Conflict, RecipeError, ReparamError, Unsupported, unknown
 from ..metrics import EXTRACTORS, METRICS
@@ -352,6 +352,8 @@ def data_named(name: str) -> dict[str, Any]:
     """The long form of data given by a built-in name or by a path."""
     if name.endswith((".npy", ".npz")):
         return {"name": "array", "path": name}
+    if (Path(name).expanduser() / LATENTS).is_file():
+        return {"name": "latents", "path": name}
     if (
         name.endswith((".zip", ".parquet", ".tar"))
         or name.startswith("hub:")

@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from ..data import Data, load_data
+from ..data.order import mix
 from ..denoiser import Denoiser
 from ..errors import DataError, NetworkError
 from ..files import write_text, written_whole
@@ -34,8 +35,8 @@ from ..networks import made_by, network
 from ..report.views import View, view_of
 from ..samplers import THRESHOLDS, Trajectory, sample
 from ..spec import Spec, save
-from ..training import Diverged, Trainer, Validation
-from ..training.draws import mix, unit_noise
+from ..training import Diverged, Engine, Trainer, Validation
+from ..training.draws import unit_noise
 from .recipe import RunConfig, SampleConfig
 
 RESULT, RESUME = "result.json", "resume.safetensors"
@@ -137,8 +138,10 @@ def forget_data() -> None:
     _cached_data.cache_clear()
 
 
-def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu") -> Trainer:
-    """A run at its first step."""
+def trainer_of(
+    config: RunConfig, data: Data, net: nn.Module, engine: Engine | None = None, entries: int = 100
+) -> Trainer:
+    """A run at its first step; its history gets about so many entries."""
     low, high = config.validate_on or config.t_range
     return Trainer(
         net,
@@ -148,7 +151,8 @@ def trainer_of(config: RunConfig, data: Data, net: nn.Module, device: str = "cpu
         seed=config.seed,
         conditional=config.conditional,
         validation=Validation.draw(data, (low, high), conditional=config.conditional),
-        device=device,
+        engine=engine,
+        entries=entries,
     )
 
 
@@ -196,16 +200,32 @@ def execute(
         raise DataError(f"{data.name} changed while the study was running; begin it again in another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-    trainer = trainer_of(config, data, make_network(config, data, factory), device)
+    trainer = trainer_of(config, data, make_network(config, data, factory), Engine(device))
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
+    row = concluded(run, config, trainer, folder, stop, lambda: _train(trainer, folder, progress, stop, save_every))
+    if row is not None:
+        (folder / RESUME).unlink(missing_ok=True)
+    return row
+
+
+def concluded(
+    run: str,
+    config: RunConfig,
+    trainer: Trainer,
+    folder: Path,
+    stop: Callable[[], bool],
+    work: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
+    """Train by ``work``, then save and score the model: the run's row of the leaderboard, or None if it was stopped."""
+    data = trainer.data
     row = blank_row(run, config, data)
     row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
     row["noise_bins"] = trainer.validation.edges
-    real = reference_of(config, data, folder, device, stop)
+    real = reference_of(config, data, folder, str(trainer.device), stop)
     try:
         try:
-            _train(trainer, folder, progress, stop, save_every)
+            work()
             _finish(row, config, real, trainer, folder, stop)
         except Diverged as e:
             row |= {"status": "diverged", "reason": str(e), "wall_s": round(trainer.seconds, 2)}
@@ -214,9 +234,8 @@ def execute(
     except _Stopped:
         return None
     row["x0_error"] = next((h["x0_error"] for h in reversed(trainer.history) if "x0_error" in h), None)
-    _write_history(trainer, folder)
+    write_history(trainer, folder)
     write_text(folder / RESULT, json.dumps(row, indent=2) + "\n")
-    (folder / RESUME).unlink(missing_ok=True)
     return row
 
 
@@ -242,7 +261,7 @@ def _finish(
 def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float) -> None:
     def keep() -> None:
         trainer.save(folder / RESUME)
-        _write_history(trainer, folder)
+        write_history(trainer, folder)
 
     saved = told = time.perf_counter()
     for step in trainer.run(stop):
@@ -259,7 +278,8 @@ def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[]
         raise _Stopped
 
 
-def _write_history(trainer: Trainer, folder: Path) -> None:
+def write_history(trainer: Trainer, folder: Path) -> None:
+    """What training measured, an entry a line."""
     write_text(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
 
 

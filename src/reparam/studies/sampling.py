@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.base import as_bytes
+from ..data.order import mix
 from ..denoiser import Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
 from ..files import written_whole
@@ -19,7 +20,7 @@ from ..networks import is_factory, network
 from ..report.plots import picture_sheet, png
 from ..samplers import sample
 from ..spec import load, read_spec, weights_file
-from ..training.draws import mix, unit_noise
+from ..training.draws import unit_noise
 from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
 from .run import as_sampled, sample_chunk, write_arrays
@@ -72,7 +73,7 @@ def sample_run(
         raise ReparamError(f"--steps must be at least 1, found {steps}.")
     weights = weights_file(where)
     spec = read_spec(weights)
-    config = _recipe_beside(weights)
+    config = recipe_beside(weights)
     own = network(config.network) if config and is_factory(config.network["name"]) else None
     denoiser = load(weights, net=own).to(resources(1, 1, device).devices[0])
     record = spec.data or {}
@@ -200,6 +201,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _recipe_beside(weights: Path) -> RunConfig | None:
+def recipe_beside(weights: Path) -> RunConfig | None:
+    """The recipe of the run that the weights are of, where it lies beside them."""
     file = weights.parent / "recipe.yaml"
     return from_dict(parse_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else None

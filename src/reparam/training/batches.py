@@ -19,31 +19,30 @@ _SHARE = 0.25
 
 
 class Samples(NamedTuple):
-    """A part of a batch: clean samples, noise, uniform numbers for the times, labels.
+    """A part of a batch: clean samples, noise, uniform numbers for the times, labels, standard deviations.
 
     Attributes:
         x0, eps: shape [b, …]. u: of the whole batch, float64, shape [B]. y: int64, shape [b], or None.
+        spread: of data that are Gaussian around x0, shape [b, …], or None.
     """
 
     x0: Tensor
     eps: Tensor
     u: Tensor
     y: Tensor | None
+    spread: Tensor | None
 
 
 @dataclass
 class _Stored:
-    """Samples as they are stored, and their labels, before they are normalised."""
+    """Samples as they are stored, their labels and standard deviations, before they are normalised."""
 
     x: Tensor
     y: Tensor | None
+    spread: Tensor | None
 
     def to(self, device: torch.device) -> _Stored:
-        if device.type != "cuda":
-            return _Stored(self.x.to(device), None if self.y is None else self.y.to(device))
-        pinned = [None if v is None else v.pin_memory().to(device, non_blocking=True) for v in (self.x, self.y)]
-        assert pinned[0] is not None
-        return _Stored(pinned[0], pinned[1])
+        return _Stored(_moved(self.x, device), *(v if v is None else _moved(v, device) for v in (self.y, self.spread)))
 
 
 class Batches:
@@ -82,6 +81,7 @@ class Batches:
         self.cached = data.stream is None and _fits(data.train, device)
         if self.cached:
             self._samples = data.train.to(device)
+            self._spread = None if data.spread is None else data.spread.to(device)
             self._labels = data.labels.to(device) if conditional and data.labels is not None else None
         else:
             self._ahead = Prefetcher(self._load, stop=steps)
@@ -95,7 +95,7 @@ class Batches:
         drawn = self.draws(step)
         if self.cached:
             at = drawn.index.to(self.device)
-            stored = _Stored(self._samples[at], None if self._labels is None else self._labels[at])
+            stored = _Stored(self._samples[at], _at(self._labels, at), _at(self._spread, at))
         else:
             stored = self._ahead(step).to(self.device)
         mirrored, dropped = drawn.coins.to(self.device)
@@ -105,15 +105,24 @@ class Batches:
         y = None
         if self.conditional and stored.y is not None:
             y = stored.y.masked_fill(dropped < self.label_drop, len(self.data.classes))
-        return Samples(self.data.normalised(x), drawn.eps, drawn.u, y)
+        return Samples(self.data.normalised(x), drawn.eps, drawn.u, y, stored.spread)
 
     def _load(self, step: int) -> _Stored:
-        return _Stored(*self.data.batch(self.draws.index(step)))
+        index = self.draws.index(step)
+        return _Stored(*self.data.batch(index), _at(self.data.spread, index))
 
     def close(self) -> None:
         """Stop reading ahead."""
         if not self.cached:
             self._ahead.close()
+
+
+def _at(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index]
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def _fits(samples: Tensor, device: torch.device) -> bool:

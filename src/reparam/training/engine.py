@@ -8,15 +8,17 @@ training may be started plainly, by ``torchrun`` or by ``accelerate launch``, wi
 from __future__ import annotations
 
 import contextlib
-import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ReparamError
+from ..errors import ReparamError, unknown
 
 #: How long processes wait for each other: one of them may be measuring or writing meanwhile.
 _PATIENCE = timedelta(hours=2)
@@ -103,6 +105,50 @@ class Accelerated(Engine):
         self.accelerator = Accelerator(cpu=on_cpu and device != "mps", kwargs_handlers=told)
         super().__init__(self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self._tracked = False
+
+    def track(
+        self, tracker: str | None, folder: Path, name: str, config: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        """Have curves and pictures written by a tracker of Accelerate's, in the folder where it writes to one.
+
+        Raises:
+            UnknownName: if Accelerate knows no such tracker.
+            ReparamError: if it is not installed; the default one is then left out, and ``say`` told.
+        """
+        if tracker is None:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+        known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
+        if tracker not in known:
+            raise unknown("tracker", tracker, known)
+        self.accelerator.project_configuration.set_directories(str(folder / "curves"))
+        self.accelerator.log_with = filter_trackers([tracker], str(folder / "curves"))
+        if not self.accelerator.log_with:
+            missing = f"the tracker {tracker} is not installed: pip install {tracker}, or --tracker none."
+            if tracker != "tensorboard":
+                raise ReparamError(missing)
+            say(f"  no curves but metrics.jsonl: {missing}")
+            return
+        plain = {key: value for key, value in _flat(config) if isinstance(value, bool | int | float | str)}
+        self.accelerator.init_trackers(name, config=plain)
+        self._tracked = True
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Numbers by name, for the tracker."""
+        if self._tracked:
+            self.accelerator.log(values, step=step)
+
+    def log_images(self, name: str, pictures: np.ndarray, step: int) -> None:
+        """Pictures [n, H, W, C] of bytes, for the tracker, if it takes any."""
+        for one in self.accelerator.trackers if self._tracked else []:
+            if hasattr(one, "log_images"):
+                one.log_images({name: pictures}, step)
+
+    def describe(self) -> str:
+        """How many processes, on what."""
+        return f"{self.world} process{'es' * (self.world > 1)} on {self.device.type}"
 
     def wrap(self, module: nn.Module) -> nn.Module:
         wrapped: nn.Module = self.accelerator.prepare_model(module)
@@ -128,6 +174,9 @@ class Accelerated(Engine):
         self.accelerator.end_training()
 
 
-def started_by_a_launcher() -> bool:
-    """Whether torchrun or accelerate launch started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

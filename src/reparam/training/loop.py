@@ -48,9 +48,16 @@ class Trainee(nn.Module):
         self.net = net
         self.objective = objective
 
-    def forward(self, x0: Tensor, t: Tensor, eps: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
-        """One loss a sample, shape [B]."""
-        losses: Tensor = self.objective(self.net, x0, t, eps, cond)
+    def forward(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        x0_std: Tensor | None = None,
+    ) -> Tensor:
+        """One loss a sample, shape [B]; arguments as of :class:`reparam.Objective`."""
+        losses: Tensor = self.objective(self.net, x0, t, eps, cond, x0_std=x0_std)
         return losses
 
 
@@ -65,8 +72,8 @@ class Trainer:
         seed: of the draws.
         conditional: whether the network is given labels, as ``y``; the number of classes means "no label".
         validation: the fixed draw to measure on.
-        device: where to train, in this process alone.
-        engine: or the engine that runs it.
+        engine: what runs it; this process alone, on the CPU, by default.
+        entries: about how many entries the history gets.
 
     Raises:
         DataError: if labels are needed and there are none.
@@ -84,10 +91,10 @@ class Trainer:
         seed: int = 0,
         conditional: bool = False,
         validation: Validation,
-        device: torch.device | str = "cpu",
         engine: Engine | None = None,
+        entries: int = 100,
     ) -> None:
-        self.engine = engine or Engine(device)
+        self.engine = engine or Engine()
         self.device = self.engine.device
         self.config, self.data, self.validation, self.seed = config, data, validation, seed
         self.part = self.engine.part(config.batch, config.accumulate)
@@ -122,6 +129,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         #: Whether all steps so far are known to have been finite: only then is the state worth keeping.
         self.checked = True
+        self._logged = max(1, config.steps // entries)
         self._unseen: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._every = _LOOK if self.device.type == "cuda" else 1
         self._new = True
@@ -143,14 +151,13 @@ class Trainer:
             Diverged: if the loss, the gradient or the validation error is not finite.
         """
         c = self.config
-        logged = max(1, c.steps // 100)
         validated = {round(c.steps * (k + 1) / c.validations) for k in range(c.validations)}
         self.trainee.train()
         try:
             while self.step < c.steps and not self._told(stop):
                 start = time.perf_counter()
                 loss, norm = self.update()
-                noted = self.step % logged == 0 or self.step == c.steps
+                noted = self.step % self._logged == 0 or self.step == c.steps
                 self._look(noted or self.step in validated)
                 if noted:
                     self._note(self.step, loss=_number(self.engine.mean(loss)), grad_norm=_number(norm))
@@ -200,7 +207,8 @@ class Trainer:
                 # What the network itself draws, as for dropout.
                 torch.manual_seed(mix(self.seed, self.step, 0xD0, self.part[0] + at.start))
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    each = self._wrapped(batch.x0[at], t[at], batch.eps[at], cond)
+                    spread = None if batch.spread is None else batch.spread[at]
+                    each = self._wrapped(batch.x0[at], t[at], batch.eps[at], cond, spread)
                 (each.mean() / parts).backward()
             losses.append(each.detach())
         return torch.cat(losses)
@@ -257,8 +265,11 @@ class Trainer:
         """Write all that continuing needs, atomically.
 
         Raises:
+            Diverged: if a step was not finite.
             AverageStuck: if an average has not followed the network.
         """
+        if self.engine.world == 1:
+            self._look(True)
         if self.step:
             self.averages.check_moved(self.trainee)
         tensors = {f"net.{k}": v for k, v in self.trainee.state_dict().items()}

@@ -1,0 +1,363 @@
+"""One training, for as long as it takes: on one process or many, stopped and continued at will.
+
+The folder is a run's (:mod:`.run`), and holds besides ``checkpoints/`` (the last few states), ``best.safetensors``
+(the averaged network at its lowest validation error, with its spec), ``averages/`` (snapshots for averages of any
+width), ``previews/`` (samples as training went on) and what the tracker writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data import Data
+from ..errors import Conflict, DataError, OutputError, unknown
+from ..files import write_text, written_whole
+from ..report.plots import picture_sheet
+from ..spec import save
+from ..training import Accelerated, Diverged, Trainer
+from ..training.checkpoints import Checkpoints
+from ..training.posthoc import write_snapshot
+from .estimate import describe_training, probe_training
+from .folders import differences, folder_name, locked, refuse_foreign
+from .inputs import Inputs, preflight
+from .pool import Interrupted, gentle_interrupt
+from .recipe import Recipe, RunConfig, load_recipe, read_recipe
+from .run import (
+    RESULT,
+    blank_row,
+    concluded,
+    data_of,
+    data_record,
+    draw_samples,
+    forget_data,
+    labels_like,
+    make_network,
+    trainer_of,
+    write_history,
+)
+
+_RECORD = "training.json"
+#: What may change when a training is continued: the numbers of the steps that are done do not depend on it.
+_FREE = ("name", "description", "sample", "metrics", "rank_by", "extractor")
+_FREE_TRAIN = ("accumulate", "compile", "channels_last", "checkpoint_activations")
+#: Entries of the history of a whole training.
+_ENTRIES = 1000
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that has come to its end.
+
+    Attributes:
+        out: its folder. row: what became of it, as a row of a leaderboard.
+    """
+
+    out: Path
+    row: dict[str, Any]
+
+    def text(self) -> str:
+        """For a reader."""
+        row = self.row
+        scores = [
+            f"{name} {m['value']:.4g} (floor {m['floor']:.4g})" for name, m in row["metrics"].items() if m["value"]
+        ]
+        what = ", ".join(scores) if row["status"] == "finished" else row.get("reason", "")
+        return f"{row['run']}: {row['status']}: {what}\nmodel: {self.out / 'model.safetensors'}"
+
+
+def train(
+    recipe: str | Path | dict[str, Any],
+    data: str | Path | np.ndarray | Tensor | None = None,
+    network: str | nn.Module | Callable[..., nn.Module] | None = None,
+    *,
+    out: str | Path | None = None,
+    run: str | None = None,
+    settings: Sequence[str] = (),
+    device: str | None = None,
+    save_every: float = 600.0,
+    keep: int = 2,
+    tracker: str | None = "tensorboard",
+    previews: int = 16,
+    estimate_only: bool = False,
+    say: Callable[[str], None] = print,
+) -> Training | None:
+    """Train one network for one target, on as many processes as were started.
+
+    Call it alone, or let ``torchrun`` or ``accelerate launch`` start several processes that do: they share each
+    batch out among them, and the numbers are the same but for rounding. Where ``out`` holds the same training,
+    unfinished, that one is continued, on any number of processes.
+
+    Args:
+        recipe, data, network, settings: as of :func:`reparam.study`; sweeps must leave one run.
+        out: the folder to write to; runs/NAME by default.
+        run: which of a recipe's runs, where it compares several.
+        device: "cpu", "cuda" or "mps"; the best there is by default.
+        save_every: seconds between checkpoints. keep: how many of them are kept.
+        tracker: where curves go, by Accelerate's name ("tensorboard", "wandb", …), or None.
+        previews: how many samples are drawn at each validation, of pictures; 0 for none.
+        estimate_only: say what it would cost, and do nothing.
+        say: where lines for the reader go.
+
+    Returns:
+        The training, or None with ``estimate_only`` and in all processes but the first.
+
+    Raises:
+        ReparamError: for whatever is wrong with recipe, data, network or folder, before it starts.
+        Interrupted: if it was stopped, by Ctrl-C or SIGTERM; the state is kept.
+    """
+    forget_data()
+    own = Inputs.of(data, network)
+    settings = [settings] if isinstance(settings, str) else list(settings)
+    plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
+    name, config = _one(plan, run)
+    engine = Accelerated(device)
+    tell = say if engine.first else _silent
+    tell(
+        f"training {plan.name}: {name}, {config.train.steps} steps of {config.train.batch} samples, {engine.describe()}"
+    )
+    only = Recipe(plan.name, plan.description, {name: config}, plan.rank_by)
+    digests = preflight(only, own, tell)
+    mine = own.data or data_of(config)
+    if estimate_only:
+        tell(f"it would take {describe_training(probe_training(config, engine, mine, own.factory), config, engine)}")
+        return None
+    folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
+    record = {"run": name, "recipe": config.to_dict(), "data": digests}
+    again = _again(recipe, settings, run, folder, by_name=data is None and network is None)
+    work = _Work(name, config, mine, own.factory, folder, engine, save_every, keep, tracker, previews, tell, again)
+    with locked(folder, "training") if engine.first else contextlib.nullcontext():
+        if engine.first:
+            _claim(folder, record)
+        engine.wait()
+        return work.done() or work.do()
+
+
+def _silent(text: str) -> None:
+    """What the other processes say."""
+
+
+def _one(plan: Recipe, run: str | None) -> tuple[str, RunConfig]:
+    """The run to train."""
+    if run is not None:
+        if run not in plan.runs:
+            raise unknown("run", run, plan.runs)
+        return run, plan.runs[run]
+    if len(plan.runs) > 1:
+        names = list(plan.runs)
+        some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        raise Conflict(
+            f"this recipe compares {len(names)} runs ({some}), and a training is of one: choose it with --run "
+            f"{names[0]}, or give single values with --set."
+        )
+    return next(iter(plan.runs.items()))
+
+
+def _claim(folder: Path, record: dict[str, Any]) -> None:
+    """Make the folder this training's, or find that it is already."""
+    file = folder / _RECORD
+    if not file.exists():
+        refuse_foreign(folder, "training")
+    else:
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            changes = list(differences(_bound(before["recipe"]), _bound(json.loads(json.dumps(record["recipe"])))))
+            other_data = before["data"] != record["data"]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+            raise Conflict(f"{file} cannot be read ({e}); choose another --out.") from e
+        if changes:
+            raise Conflict(
+                f"{folder} holds checkpoints of another training: {'; '.join(changes[:6])}. Nothing was touched. "
+                "Choose another folder with --out, or continue with the recipe that is there."
+            )
+        if other_data:
+            raise DataError(f"the data have changed since the training in {folder} began; choose another --out.")
+    write_text(file, json.dumps(record, indent=1) + "\n")
+
+
+def _bound(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a training may not change while it is continued."""
+    kept = {key: value for key, value in recipe["train"].items() if key not in _FREE_TRAIN}
+    if kept["decay"] == "constant":  # then no step depends on how many there are
+        del kept["steps"]
+    return {key: value for key, value in recipe.items() if key not in _FREE} | {"train": kept}
+
+
+@dataclass
+class _Work:
+    """A training in its folder."""
+
+    name: str
+    config: RunConfig
+    data: Data
+    factory: Callable[..., nn.Module] | None
+    folder: Path
+    engine: Accelerated
+    save_every: float
+    keep: int
+    tracker: str | None
+    previews: int
+    say: Callable[[str], None]
+    again: str
+
+    def done(self) -> Training | None:
+        """What was found, where all is done already."""
+        try:
+            row = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            recipe = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        if row.get("run") != self.name or recipe != self.config.to_dict():
+            return None  # as when it is to be scored in another way
+        self.say(f"finished already, in {self.folder}")
+        return Training(self.folder, row)
+
+    def do(self) -> Training | None:
+        """Train what is left, then score the model in the first process."""
+        first = self.engine.first
+        trainer = trainer_of(
+            self.config, self.data, make_network(self.config, self.data, self.factory), self.engine, _ENTRIES
+        )
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.keep)
+        if self.checkpoints.restore(trainer, self.say):
+            self.say(f"continuing in {self.folder} at step {trainer.step}")
+        if first:
+            write_text(self.folder / "recipe.yaml", _as_yaml(self.config))
+        with gentle_interrupt() as interrupted:
+            try:
+                self._train(trainer, interrupted.is_set)
+            except Diverged as e:
+                return Training(self.folder, self._diverged(trainer, str(e))) if first else None
+            except OutputError as e:
+                raise OutputError(f"{e} {self._kept()} To continue once there is room: {self.again}") from e
+            if trainer.step < self.config.train.steps:
+                raise Interrupted(
+                    f"stopped at step {trainer.step} of {self.config.train.steps}; everything is kept in "
+                    f"{self.folder}. To continue: {self.again}"
+                )
+            self.engine.end()
+            if not first:
+                return None
+            self.say("scoring the averaged network")
+            row = concluded(self.name, self.config, trainer, self.folder, interrupted.is_set)
+        if row is None:
+            raise Interrupted(f"trained, but not yet scored; everything is kept. To continue: {self.again}")
+        return Training(self.folder, row)
+
+    def _train(self, trainer: Trainer, stop: Callable[[], bool]) -> None:
+        c, first = self.config.train, self.engine.first
+        snapshots = {round(c.steps * (k + 1) / c.snapshots) for k in range(c.snapshots)} if c.ema_widths else set()
+        if first and trainer.step < c.steps:
+            self.engine.track(self.tracker, self.folder, self.name, self.config.to_dict(), self.say)
+        saved, told, was = time.perf_counter(), len(trainer.history), trainer.step
+        with _bar(trainer, c.steps, shown=first) as bar:
+            for step in trainer.run(stop):
+                bar.update(step - bar.n)
+                if not first:
+                    continue
+                if len(trainer.history) > told or (trainer.history and trainer.history[-1]["step"] == step):
+                    told = len(trainer.history)
+                    self._noted(trainer, bar)
+                if step in snapshots:
+                    write_snapshot(self.folder / "averages", trainer.averages, step)
+                if trainer.checked and time.perf_counter() - saved >= self.save_every and step < c.steps:
+                    self._save(trainer)
+                    saved = time.perf_counter()
+        if first and trainer.step > was:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self.checkpoints.save(trainer)
+        self._write_model(trainer, "model.safetensors")
+        write_history(trainer, self.folder)
+
+    def _write_model(self, trainer: Trainer, name: str) -> None:
+        denoiser = trainer.denoiser
+        denoiser.data = data_record(self.config, self.data)
+        save(denoiser, self.folder / name)
+
+    def _noted(self, trainer: Trainer, bar: Any) -> None:
+        """Pass on what the history's last entry says."""
+        entry = trainer.history[-1]
+        values = {key: entry[key] for key in ("loss", "grad_norm", "lr") if entry.get(key) is not None}
+        if errors := entry.get("x0_error"):
+            bins = zip(trainer.validation.edges[:-1], trainer.validation.edges[1:], errors, strict=True)
+            values |= {f"x0_error/t_{low:.2f}_to_{high:.2f}": e for low, high, e in bins if e is not None}
+            values["x0_error"] = float(np.mean(errors))
+            self._measured(trainer, errors)
+        values["samples_per_second"] = self.config.train.batch * (bar.format_dict["rate"] or 0.0)
+        self.engine.log(values, entry["step"])
+        if "loss" in values:
+            bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
+
+    def _measured(self, trainer: Trainer, errors: list[float]) -> None:
+        """Keep the network if it is the best so far, and show what it can do."""
+        mean = sum(errors)
+        if all(mean <= sum(entry["x0_error"]) for entry in trainer.history if entry.get("x0_error")):
+            self._write_model(trainer, "best.safetensors")
+        if not (self.previews and self.data.pictures):
+            return
+        y = labels_like(self.data, self.previews) if self.config.conditional else None
+        asked = replace(self.config.sample, n=max(2, self.previews))
+        denoiser = trainer.denoiser
+        denoiser.data = data_record(self.config, self.data)
+        try:
+            x, _ = draw_samples(denoiser, asked, self.data, self.previews, y)
+        except Diverged as e:
+            self.say(f"  no preview at step {trainer.step}: {e}")
+            return
+        rows = np.ascontiguousarray(x.movedim(1, -1).numpy())
+        (self.folder / "previews").mkdir(exist_ok=True)
+        path = self.folder / "previews" / f"step-{trainer.step:09d}.png"
+        with written_whole(path) as temporary:
+            temporary.write_bytes(picture_sheet(rows[..., 0] if rows.shape[-1] == 1 else rows))
+        self.engine.log_images("samples", rows, trainer.step)
+
+    def _diverged(self, trainer: Trainer, reason: str) -> dict[str, Any]:
+        write_history(trainer, self.folder)
+        row = blank_row(self.name, self.config, self.data)
+        advice = "Usual remedies: a lower train.lr, train.precision=float32, a smaller t_range, a capped weighting."
+        return {**row, "status": "diverged", "reason": f"{reason}. {self._kept()} {advice}"}
+
+    def _kept(self) -> str:
+        found = self.checkpoints.list()
+        if not found:
+            return "No checkpoint had been written yet."
+        return f"The last good checkpoint is {found[0]}."
+
+
+def _as_yaml(config: RunConfig) -> str:
+    return str(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def _bar(trainer: Trainer, steps: int, shown: bool) -> Any:
+    return tqdm(
+        total=steps,
+        initial=trainer.step,
+        unit="step",
+        file=sys.stderr,
+        mininterval=0.5,
+        dynamic_ncols=True,
+        disable=not (shown and sys.stderr.isatty()),
+    )
+
+
+def _again(recipe: Any, settings: Sequence[str], run: str | None, folder: Path, by_name: bool) -> str:
+    if not by_name or not isinstance(recipe, str | Path):
+        return f"call train again with the same arguments and out={str(folder)!r}"
+    words = ["reparam", "train", str(recipe), "--out", str(folder), *(["--run", run] if run else [])]
+    for setting in settings:
+        words += ["--set", setting]
+    return shlex.join(words)
