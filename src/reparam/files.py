@@ -30,6 +30,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote there: our temporary files and safetensors'."""
+    for pattern in (".*.tmp.*", ".*.tmp", ".tmp??????"):
+        for stale in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                stale.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """A text file in UTF-8.
 
@@ -61,6 +69,8 @@ def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str,
             save_file(kept, temporary, metadata)
         except SafetensorError as e:  # it wraps the system's own error
             raise OSError(str(e)) from e
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # on the disk before it takes the place of what is there
         # safetensors makes its files private; ours are as readable as any other file here.
         mask = os.umask(0)
         os.umask(mask)

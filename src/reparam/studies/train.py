@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Data
+from ..denoiser import Denoiser
 from ..errors import Conflict, DataError, OutputError, unknown
-from ..files import write_text, written_whole
+from ..files import remove_unfinished, write_text, written_whole
 from ..report.plots import picture_sheet
 from ..spec import save
 from ..training import Accelerated, Diverged, Trainer
@@ -137,10 +138,13 @@ def train(
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     record = {"run": name, "recipe": config.to_dict(), "data": digests}
     again = _again(recipe, settings, run, folder, by_name=data is None and network is None)
-    work = _Work(name, config, mine, own.factory, folder, engine, save_every, keep, tracker, previews, tell, again)
+    trainer = trainer_of(config, mine, make_network(config, mine, own.factory), engine, _ENTRIES)
+    work = _Work(name, config, mine, trainer, folder, engine, save_every, keep, tracker, previews, tell, again)
     with locked(folder, "training") if engine.first else contextlib.nullcontext():
         if engine.first:
             _claim(folder, record)
+            for place in (folder, folder / "checkpoints", folder / "averages"):
+                remove_unfinished(place)
         engine.wait()
         return work.done() or work.do()
 
@@ -170,7 +174,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     file = folder / _RECORD
     if not file.exists():
         refuse_foreign(folder, "training")
-    else:
+    elif any((folder / "checkpoints").glob("step-*")):  # else there is nothing to lose
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
             changes = list(differences(_bound(before["recipe"]), _bound(json.loads(json.dumps(record["recipe"])))))
@@ -202,7 +206,7 @@ class _Work:
     name: str
     config: RunConfig
     data: Data
-    factory: Callable[..., nn.Module] | None
+    trainer: Trainer
     folder: Path
     engine: Accelerated
     save_every: float
@@ -226,10 +230,7 @@ class _Work:
 
     def do(self) -> Training | None:
         """Train what is left, then score the model in the first process."""
-        first = self.engine.first
-        trainer = trainer_of(
-            self.config, self.data, make_network(self.config, self.data, self.factory), self.engine, _ENTRIES
-        )
+        first, trainer = self.engine.first, self.trainer
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.keep)
         if self.checkpoints.restore(trainer, self.say):
             self.say(f"continuing in {self.folder} at step {trainer.step}")
@@ -237,9 +238,9 @@ class _Work:
             write_text(self.folder / "recipe.yaml", _as_yaml(self.config))
         with gentle_interrupt() as interrupted:
             try:
-                self._train(trainer, interrupted.is_set)
+                self._train(interrupted.is_set)
             except Diverged as e:
-                return Training(self.folder, self._diverged(trainer, str(e))) if first else None
+                return Training(self.folder, self._diverged(str(e))) if first else None
             except OutputError as e:
                 raise OutputError(f"{e} {self._kept()} To continue once there is room: {self.again}") from e
             if trainer.step < self.config.train.steps:
@@ -256,8 +257,8 @@ class _Work:
             raise Interrupted(f"trained, but not yet scored; everything is kept. To continue: {self.again}")
         return Training(self.folder, row)
 
-    def _train(self, trainer: Trainer, stop: Callable[[], bool]) -> None:
-        c, first = self.config.train, self.engine.first
+    def _train(self, stop: Callable[[], bool]) -> None:
+        c, first, trainer = self.config.train, self.engine.first, self.trainer
         snapshots = {round(c.steps * (k + 1) / c.snapshots) for k in range(c.snapshots)} if c.ema_widths else set()
         if first and trainer.step < c.steps:
             self.engine.track(self.tracker, self.folder, self.name, self.config.to_dict(), self.say)
@@ -269,52 +270,52 @@ class _Work:
                     continue
                 if len(trainer.history) > told or (trainer.history and trainer.history[-1]["step"] == step):
                     told = len(trainer.history)
-                    self._noted(trainer, bar)
+                    self._noted(bar)
                 if step in snapshots:
                     write_snapshot(self.folder / "averages", trainer.averages, step)
                 if trainer.checked and time.perf_counter() - saved >= self.save_every and step < c.steps:
-                    self._save(trainer)
+                    self._save()
                     saved = time.perf_counter()
         if first and trainer.step > was:
-            self._save(trainer)
+            self._save()
 
-    def _save(self, trainer: Trainer) -> None:
-        self.checkpoints.save(trainer)
-        self._write_model(trainer, "model.safetensors")
-        write_history(trainer, self.folder)
+    def _save(self) -> None:
+        self.checkpoints.save(self.trainer)
+        save(self._denoiser(), self.folder / "model.safetensors")
+        write_history(self.trainer, self.folder)
 
-    def _write_model(self, trainer: Trainer, name: str) -> None:
-        denoiser = trainer.denoiser
+    def _denoiser(self) -> Denoiser:
+        """The averaged network as it is now, with what it must know of its data."""
+        denoiser = self.trainer.denoiser
         denoiser.data = data_record(self.config, self.data)
-        save(denoiser, self.folder / name)
+        return denoiser
 
-    def _noted(self, trainer: Trainer, bar: Any) -> None:
+    def _noted(self, bar: Any) -> None:
         """Pass on what the history's last entry says."""
+        trainer = self.trainer
         entry = trainer.history[-1]
         values = {key: entry[key] for key in ("loss", "grad_norm", "lr") if entry.get(key) is not None}
         if errors := entry.get("x0_error"):
             bins = zip(trainer.validation.edges[:-1], trainer.validation.edges[1:], errors, strict=True)
             values |= {f"x0_error/t_{low:.2f}_to_{high:.2f}": e for low, high, e in bins if e is not None}
             values["x0_error"] = float(np.mean(errors))
-            self._measured(trainer, errors)
+            self._measured(errors)
         values["samples_per_second"] = self.config.train.batch * (bar.format_dict["rate"] or 0.0)
         self.engine.log(values, entry["step"])
         if "loss" in values:
             bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
 
-    def _measured(self, trainer: Trainer, errors: list[float]) -> None:
+    def _measured(self, errors: list[float]) -> None:
         """Keep the network if it is the best so far, and show what it can do."""
-        mean = sum(errors)
+        trainer, mean = self.trainer, sum(errors)
         if all(mean <= sum(entry["x0_error"]) for entry in trainer.history if entry.get("x0_error")):
-            self._write_model(trainer, "best.safetensors")
+            save(self._denoiser(), self.folder / "best.safetensors")
         if not (self.previews and self.data.pictures):
             return
         y = labels_like(self.data, self.previews) if self.config.conditional else None
         asked = replace(self.config.sample, n=max(2, self.previews))
-        denoiser = trainer.denoiser
-        denoiser.data = data_record(self.config, self.data)
         try:
-            x, _ = draw_samples(denoiser, asked, self.data, self.previews, y)
+            x, _ = draw_samples(self._denoiser(), asked, self.data, self.previews, y)
         except Diverged as e:
             self.say(f"  no preview at step {trainer.step}: {e}")
             return
@@ -325,8 +326,8 @@ class _Work:
             temporary.write_bytes(picture_sheet(rows[..., 0] if rows.shape[-1] == 1 else rows))
         self.engine.log_images("samples", rows, trainer.step)
 
-    def _diverged(self, trainer: Trainer, reason: str) -> dict[str, Any]:
-        write_history(trainer, self.folder)
+    def _diverged(self, reason: str) -> dict[str, Any]:
+        write_history(self.trainer, self.folder)
         row = blank_row(self.name, self.config, self.data)
         advice = "Usual remedies: a lower train.lr, train.precision=float32, a smaller t_range, a capped weighting."
         return {**row, "status": "diverged", "reason": f"{reason}. {self._kept()} {advice}"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +52,6 @@ class Checkpoints:
         Raises:
             SpecError: if there are some, and none can be read or belongs to this training.
         """
-        for stale in self.folder.glob(".*.tmp.safetensors"):  # of a process that was killed while it wrote
-            with contextlib.suppress(OSError):
-                stale.unlink()
         errors = []
         for path in self.list():
             try:

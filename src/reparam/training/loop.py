@@ -288,10 +288,10 @@ class Trainer:
         """Continue from what :meth:`save` wrote.
 
         Raises:
-            SpecError: if the file does not belong to this run.
+            SpecError: if the file cannot be read, or does not belong to this run.
         """
+        tensors, metadata = read_tensors(path)
         try:
-            tensors, metadata = read_tensors(path)
             record = json.loads(metadata["resume"])
             self.trainee.load_state_dict(_under("net.", tensors))
             self.averages.load(_under("average.", tensors))
