@@ -480,3 +480,34 @@ def test_what_is_no_vae_is_refused(tmp_path, vae, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(DataError, match=r"pip install 'reparam\[diffusers\]'"):
         call(vae[0])
+
+
+def test_latents_are_trained_on_as_gaussians_with_shift_and_scale_in_the_spec(tmp_path, vae):
+    """From the command line: prepare, train on the folder, and samples back in the VAE's own units."""
+    pytest.importorskip("accelerate")
+    import reparam as rp
+    from reparam.cli import main
+    from reparam.data import load_data
+    from reparam.spec import read_spec
+
+    where, _ = folder_of(tmp_path, [(16, 16)] * 12)
+    place = tmp_path / "latents"
+    told = ["prepare", str(where), "--out", str(place), "--vae", str(vae[0]), "--dtype", "float32", "--workers", "1"]
+    assert main(told) == 0
+    data, raw = load_data({"name": "latents", "path": str(place), "holdout": 0.2}), load_latents(place)
+    kept = [int((raw.x0 == x).flatten(1).all(1).nonzero()) for x in data.train]
+    torch.testing.assert_close(data.spread, raw.std[kept] * raw.scale)
+    torch.testing.assert_close(data.original(data.train), raw.mean[kept])
+    network = "{name: unet, widths: [32, 32]}"
+    more = ["train.steps=2", "train.batch=4", "sample.n=2", "sample.steps=2", "data.holdout=0.2", f"network={network}"]
+    options = [word for setting in more for word in ("--set", setting)]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{{data: '{place}', network: unet, target: velocity, time: 1000t}}")
+    run = tmp_path / "run"
+    assert main(["train", str(recipe), "--out", str(run), "--tracker", "none", *options]) == 0
+    record = read_spec(run / "model.safetensors").data
+    assert record["normalised_by"] == {"mean": raw.shift, "std": 1 / raw.scale}
+    assert record["vae"]["hash"] == raw.record["vae"]["hash"]
+    assert main(["sample", str(run), "--n", "2", "--steps", "2", "--out", str(tmp_path / "z.npz")]) == 0
+    assert np.load(tmp_path / "z.npz")["x"].shape == (2, *data.shape)
+    assert rp.load(run / "model.safetensors").data["vae"] == record["vae"]

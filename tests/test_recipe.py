@@ -34,6 +34,17 @@ def test_lists_are_swept_and_named():
     assert [c.network["widths"] for c in own.runs.values()] == [[8, 16]]
 
 
+def test_a_list_that_an_argument_takes_is_one_value():
+    pytest.importorskip("diffusers")
+    unet = {"name": "unet", "widths": [32, 64]}
+    assert [c.network["widths"] for c in load_recipe({**BASE, "network": unet}).runs.values()] == [[32, 64]]
+    swept = load_recipe({**BASE, "network": {"name": "unet", "widths": [[32, 32], [32, 64]]}}).runs
+    assert [c.network["widths"] for c in swept.values()] == [[32, 32], [32, 64]]
+    assert len(load_recipe({**BASE, "network": {"name": "mlp", "hidden": [8, 16]}}).runs) == 2
+    kept = load_recipe(BASE, ["train.also_ema=[0.9, 0.99]", "train.ema_widths=[0.05, 0.1]"]).runs["x0"].train
+    assert (kept.also_ema, kept.ema_widths) == ([0.9, 0.99], [0.05, 0.1])
+
+
 def test_overrides():
     recipe = load_recipe(
         "spiral", ["train.steps=7", "data.dim=3", "target=[x0, v]", "network.hidden=8", "train.lr=1e-4"]

@@ -1,13 +1,18 @@
+import copy
+import itertools
 import math
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
 import reparam as rp
-from reparam.data import load_data
-from reparam.errors import ReparamError, SpecError
-from reparam.training import Diverged, Draws, TrainConfig, Trainer, Validation
+from reparam.data import Data, load_data
+from reparam.data.order import Order
+from reparam.errors import NetworkError, ReparamError, SpecError
+from reparam.training import Averages, Diverged, Draws, TrainConfig, Trainer, Validation
+from reparam.training.averages import AverageStuck
 
 
 def trainer(target="velocity", net=None, **options):
@@ -182,3 +187,121 @@ def test_dropout_is_a_function_of_the_step_too():
         return [h["loss"] for h in t.history]
 
     assert run(False) == run(True)
+
+
+# ------------------------------------------------------------------------- how a step is computed
+
+
+def pictures(n=60, spread=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 3, 8, 8, generator=generator)
+    std = 0.3 * torch.rand(n, 3, 8, 8, generator=generator) if spread else None
+    return Data("noise", train=x, heldout=x[:10], spread=std)
+
+
+def of_pictures(net, data=None, **options):
+    data = data or pictures()
+    config = TrainConfig(**{"steps": 4, "batch": 12, "lr": 1e-3, "warmup": 1, "precision": "float32", **options})
+    torch.manual_seed(0)
+    objective = rp.Objective("rectified_flow", "velocity")
+    validation = Validation.draw(data, (0.0, 1.0), bins=2, each=8)
+    return Trainer(net(), objective, data, config, validation=validation, seed=1)
+
+
+def jit():
+    return rp.networks.JiT(8, 4, 3, width=16, depth=2, heads=2, bottleneck=8)
+
+
+def trained(t):
+    list(t.run())
+    return {name: value.contiguous() for name, value in t.trainee.state_dict().items()}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_accumulating_leaves_the_numbers_alone(parts):
+    whole, split = trained(of_pictures(jit)), trained(of_pictures(jit, accumulate=parts))
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointed_activations_leave_the_numbers_alone():
+    plain, less = trained(of_pictures(jit)), trained(of_pictures(jit, checkpoint_activations=True))
+    assert all(torch.equal(plain[name], less[name]) for name in plain)
+    with pytest.raises(NetworkError, match="train.checkpoint_activations: MLP has no method"):
+        trainer(checkpoint_activations=True)
+
+
+def test_channels_last_leaves_the_numbers_alone():
+    pytest.importorskip("diffusers")
+
+    def unet():
+        return rp.networks.UNet(8, 3, widths=[32, 32])
+
+    plain, last = of_pictures(unet), of_pictures(unet, channels_last=True)
+    kernel = next(m.weight for m in last.trainee.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert trained(plain).keys() == trained(last).keys()
+    for one, other in zip(plain.history, last.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_averaged_and_saved_under_its_own_names(tmp_path):
+    plain, compiled = of_pictures(jit), of_pictures(jit, compile=True)
+    one, other = trained(plain), trained(compiled)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
+    compiled.save(tmp_path / "state.safetensors")
+    again = of_pictures(jit)
+    again.restore(tmp_path / "state.safetensors")
+    assert all(torch.equal(tensors(again)[name], value) for name, value in tensors(compiled).items())
+
+
+def test_data_with_a_standard_deviation_are_trained_on_as_gaussians():
+    data = pictures(spread=True)
+    t = of_pictures(jit, data)
+    batch = t.batches(0)
+    index = t.batches.draws.index(0)
+    assert torch.equal(batch.spread, data.spread[index])
+    times = t.trainee.objective.times_at(batch.u)
+    expected = t.trainee.objective(t.trainee.net, data.train[index], times, batch.eps, x0_std=data.spread[index])
+    loss, _ = t.update()
+    assert float(loss) == pytest.approx(float(expected.detach().mean()), rel=1e-6)
+
+
+def test_an_average_that_does_not_follow_is_found_at_once():
+    t = trainer()
+    t.averages = Averages(copy.deepcopy(t.trainee), (0.99,))
+    with pytest.raises(AverageStuck, match="do not follow the network"):
+        t.update()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"also_ema": [0.9, 1.0]}, r"train.also_ema must lie in \[0, 1\)"),
+        ({"ema": 0.9, "also_ema": [0.9]}, "repeats a decay"),
+        ({"ema_widths": [0.05, 0.4]}, r"train.ema_widths must lie in \(0, 0.2887\]"),
+        ({"ema_widths": [0.05]}, "two different widths"),
+        ({"accumulate": 0}, "train.accumulate must be at least 1"),
+    ],
+)
+def test_bad_settings_of_averages_and_parts(bad, words):
+    with pytest.raises(ReparamError, match=words):
+        TrainConfig(**bad)
+
+
+def test_a_part_of_a_batch_draws_the_same_numbers():
+    """Whatever the parts, and however large the samples, which decides how many are drawn from one generator."""
+    order = Order(3, 1000)
+    for shape in ((4,), (3, 64, 64)):
+        whole = Draws(3, 24, order, shape)(5)
+        for cuts in ((0, 12, 24), (0, 5, 6, 24)):
+            parts = [Draws(3, 24, order, shape, part=part)(5) for part in itertools.pairwise(cuts)]
+            assert torch.equal(torch.cat([p.eps for p in parts]), whole.eps)
+            assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
+            assert torch.equal(torch.cat([p.coins for p in parts], dim=1), whole.coins)
+            assert all(torch.equal(p.u, whole.u) for p in parts)

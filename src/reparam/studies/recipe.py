@@ -372,9 +372,25 @@ def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[A
         elif isinstance(value, list) and path not in _LISTS:
             if path in _PAIRS and not any(isinstance(v, list) for v in value):
                 continue
+            if _takes_a_list(prefix, raw, key, value):
+                continue
             if not value:
                 raise RecipeError(f"{path}: the list of values to sweep is empty.")
             yield path, value
+
+
+def _takes_a_list(prefix: str, part: dict[str, Any], argument: str, value: list[Any]) -> bool:
+    """Whether the list is what a built-in network (or the like) takes for one value of that argument."""
+    parts: dict[str, dict[str, Any]] = {"network.": NETWORKS, "schedule.": SCHEDULES, "times.": TIMES}
+    make = parts.get(prefix, {}).get(str(part.get("name")))
+    if make is None:
+        return False
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    try:
+        TypeAdapter(hints[argument]).validate_python(value, strict=True)
+    except (KeyError, ValidationError):
+        return False
+    return True
 
 
 def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
