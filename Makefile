@@ -14,7 +14,7 @@ help:
 	@echo "make test-all  the slow, GPU and large-data tests too"
 	@echo "make peers     whole trajectories against azula, k-diffusion and denoising-diffusion-pytorch, in .venv-peers"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     side-by-side timings against plain PyTorch and SciPy"
+	@echo "make bench     side-by-side timings against plain PyTorch, diffusers and SciPy"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +54,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/spiral.py
 	$(BIN)/python benchmarks/jit.py
+	$(BIN)/python benchmarks/training.py overhead
+	$(BIN)/python benchmarks/training.py unet
 	$(BIN)/python benchmarks/frechet.py
 
 clean:

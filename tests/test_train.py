@@ -338,7 +338,7 @@ def test_checkpoints_that_are_damaged(alone, tmp_path, capsys):
     told = capsys.readouterr().out
     assert f"warning: {second} is not a readable safetensors file" in told
     assert "at step 19" in told
-    assert same(last(alone[1]), last(out))
+    near(last(alone[1]), last(out))  # which another number of threads computed
     (out / "result.json").unlink()
     for path in (out / "checkpoints").iterdir():
         path.write_bytes(b"")

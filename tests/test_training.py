@@ -1,7 +1,10 @@
 import copy
 import itertools
 import math
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -305,3 +308,28 @@ def test_a_part_of_a_batch_draws_the_same_numbers():
             assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
             assert torch.equal(torch.cat([p.coins for p in parts], dim=1), whole.coins)
             assert all(torch.equal(p.u, whole.u) for p in parts)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's setting")
+def test_memory_that_is_freed_is_kept():
+    """In a process of its own: blocks asked for again and again are not cleared by the system every time."""
+    code = (
+        "import resource, sys, torch\n"
+        "from reparam.training.memory import keep_freed_memory\n"
+        "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "x = torch.zeros(2**21)\n"
+        "for i in range(22):\n"
+        "    before = faults() if i == 2 else before if i > 2 else 0\n"
+        "    y = [x + 1, x + 2]\n"
+        "    del y\n"
+        "print(faults() - before)\n"
+    )
+    found = {}
+    for keep in ("no", "yes"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, keep], capture_output=True, text=True, check=True, timeout=120
+        )
+        found[keep] = int(done.stdout)
+    assert found["yes"] < 2000
+    assert found["no"] > 10 * found["yes"]

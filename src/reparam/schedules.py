@@ -124,7 +124,9 @@ class Schedule(ABC):
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """x_t = α(t) x0 + σ(t) ε, for x0 and ε of shape [B, …] and t a scalar or of shape [B]."""
         t64 = as_time(t)
-        return like(self._alpha(t64), x0) * x0 + like(self._sigma(t64), eps) * eps
+        signal, sigma = like(self._alpha(t64), x0) * x0, like(self._sigma(t64), eps)
+        # One pass over the data less; a scalar stays on the CPU, where it is a number to any device.
+        return signal + sigma * eps if sigma.ndim == 0 else torch.addcmul(signal, sigma, eps)
 
     def config(self) -> dict[str, Any]:
         """The schedule as plain data, from which :func:`schedule` builds it again."""

@@ -30,6 +30,7 @@ from ..report.plots import picture_sheet
 from ..spec import save
 from ..training import Accelerated, Diverged, Trainer
 from ..training.checkpoints import Checkpoints
+from ..training.memory import keep_freed_memory
 from ..training.posthoc import write_snapshot
 from .estimate import describe_training, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
@@ -125,6 +126,8 @@ def train(
     plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
     name, config = _one(plan, run)
     engine = Accelerated(device)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     tell = say if engine.first else _silent
     tell(
         f"training {plan.name}: {name}, {config.train.steps} steps of {config.train.batch} samples, {engine.describe()}"

@@ -60,9 +60,11 @@ def main() -> None:
 def _serve(command: dict[str, Any], tell: Any) -> None:
     import torch
 
+    from ..training.memory import keep_freed_memory
     from .recipe import from_dict
     from .run import execute
 
+    keep_freed_memory()
     torch.set_num_threads(command["threads"])
     run = command["run"]
     try:

@@ -83,12 +83,18 @@ class Draws:
             if group in self._mine:
                 if self._noise is not self._numbers:
                     self._noise.manual_seed(seed)
-                next(noise).normal_(generator=self._noise)
+                next(noise)[: self._needed(group)].normal_(generator=self._noise)
             self._numbers.manual_seed(mix(seed, 0xC0))
             coins.append(torch.rand(2, self.group, generator=self._numbers))
         mine, begun = slice(self.start, self.stop), self._mine.start * self.group
         eps = self._eps[self.start - begun : self.stop - begun]
         return Batch(self.index(step), torch.cat(u)[: self.batch], eps, torch.cat(coins, dim=1)[:, mine])
+
+    def _needed(self, group: int) -> int:
+        """How many samples' noise is drawn of a group: whatever the part, those of the batch, and up to a multiple of
+        the 16 numbers that torch draws at a time, so that a larger batch begins with the same ones."""
+        left = self.batch - group * self.group
+        return min(self.group, -(-left // 16) * 16)
 
     def index(self, step: int) -> Tensor:
         """Which samples the part of a step's batch is made of; int64, shape [b]."""

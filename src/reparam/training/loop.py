@@ -182,10 +182,13 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr_at(self.step)
         losses = self._gradient(batch, t)
-        norm = nn.utils.clip_grad_norm_(self._parameters, c.clip or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         self._unseen.append((self.step + 1, t, losses, norm))
         if self._every == 1:
             self._look(True)  # before a bad step is taken
+        # Where looking at the norm makes nobody wait, gradients that are short enough are not passed over again.
+        if c.clip and (self._every > 1 or float(norm) > c.clip):
+            nn.utils.clip_grads_with_norm_(self._parameters, c.clip, norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -205,7 +208,7 @@ class Trainer:
             alone = self.engine.unsynchronised(self._wrapped) if k < parts - 1 else contextlib.nullcontext()
             with alone, torch.random.fork_rng(devices=cuda):
                 # What the network itself draws, as for dropout.
-                torch.manual_seed(mix(self.seed, self.step, 0xD0, self.part[0] + at.start))
+                _seed(mix(self.seed, self.step, 0xD0, self.part[0] + at.start), self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     spread = None if batch.spread is None else batch.spread[at]
                     each = self._wrapped(batch.x0[at], t[at], batch.eps[at], cond, spread)
@@ -325,6 +328,13 @@ def _laid_out(net: nn.Module, config: TrainConfig, device: torch.device) -> nn.M
             )
         ask(True)
     return net
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the CPU's generator and the device's; torch.manual_seed looks for every kind of device there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _json(value: float) -> float | None:
