@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -254,9 +255,18 @@ def test_curves_go_to_tensorboard(tmp_path):
     tags = set(found.Tags()["scalars"])
     assert {"loss", "grad_norm", "lr", "x0_error", "samples_per_second", "x0_error/t_0.00_to_0.10"} <= tags
     assert [e.step for e in found.Scalars("x0_error")] == [10, 20]
+    assert all(e.value > 100 for e in found.Scalars("samples_per_second"))
     logged = {e.step: e.value for e in found.Scalars("loss")}
     written_down = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert logged == pytest.approx({e["step"]: e["loss"] for e in written_down}, rel=1e-6)
+
+
+def test_in_a_log_a_line_now_and_then_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("reparam.studies.train._QUIET", 0.0)
+    assert main(["train", str(written(tmp_path)), "--out", str(tmp_path / "out"), "--tracker", "none"]) == 0
+    lines = re.findall(r"step (\d+) of 20: loss ([\d.e+]+), ([\d.e+]+) steps/s, about .* left", capsys.readouterr().out)
+    assert [int(step) for step, _, _ in lines] == list(range(1, 21))
+    assert all(float(rate) > 1 for _, _, rate in lines)
 
 
 def test_the_estimate_counts_operations_and_does_nothing(tmp_path, capsys):

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..training import Accelerated, Diverged, Trainer
 from ..training.checkpoints import Checkpoints
 from ..training.memory import keep_freed_memory
 from ..training.posthoc import write_snapshot
-from .estimate import describe_training, probe_training
+from .estimate import describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .inputs import Inputs, preflight
 from .pool import Interrupted, gentle_interrupt
@@ -55,6 +55,8 @@ _RECORD = "training.json"
 #: What may change when a training is continued: the numbers of the steps that are done do not depend on it.
 _FREE = ("name", "description", "sample", "metrics", "rank_by", "extractor")
 _FREE_TRAIN = ("accumulate", "compile", "channels_last", "checkpoint_activations")
+#: Seconds between two lines in a log.
+_QUIET = 60.0
 #: Entries of the history of a whole training.
 _ENTRIES = 1000
 
@@ -218,6 +220,13 @@ class _Work:
     previews: int
     say: Callable[[str], None]
     again: str
+    checkpoints: Checkpoints = field(init=False)
+    #: Steps and seconds of training at the last entry, and when the last line was said.
+    last: tuple[int, float] = field(init=False, default=(0, 0.0))
+    said: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.keep)
 
     def done(self) -> Training | None:
         """What was found, where all is done already."""
@@ -234,7 +243,6 @@ class _Work:
     def do(self) -> Training | None:
         """Train what is left, then score the model in the first process."""
         first, trainer = self.engine.first, self.trainer
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.keep)
         if self.checkpoints.restore(trainer, self.say):
             self.say(f"continuing in {self.folder} at step {trainer.step}")
         if first:
@@ -266,6 +274,7 @@ class _Work:
         if first and trainer.step < c.steps:
             self.engine.track(self.tracker, self.folder, self.name, self.config.to_dict(), self.say)
         saved, told, was = time.perf_counter(), len(trainer.history), trainer.step
+        self.last, self.said = (trainer.step, trainer.seconds), saved
         with _bar(trainer, c.steps, shown=first) as bar:
             for step in trainer.run(stop):
                 bar.update(step - bar.n)
@@ -303,10 +312,23 @@ class _Work:
             values |= {f"x0_error/t_{low:.2f}_to_{high:.2f}": e for low, high, e in bins if e is not None}
             values["x0_error"] = float(np.mean(errors))
             self._measured(errors)
-        values["samples_per_second"] = self.config.train.batch * (bar.format_dict["rate"] or 0.0)
+        steps, seconds = trainer.step - self.last[0], trainer.seconds - self.last[1]
+        self.last = trainer.step, trainer.seconds
+        rate = steps / max(seconds, 1e-9)
+        if steps:
+            values["samples_per_second"] = rate * self.config.train.batch
         self.engine.log(values, entry["step"])
-        if "loss" in values:
+        if "loss" in values and steps:
             bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
+            self._line(values["loss"], rate)
+
+    def _line(self, loss: float, rate: float) -> None:
+        """Where no bar is shown, as in a log, a line now and then."""
+        if sys.stderr.isatty() or time.perf_counter() - self.said < _QUIET:
+            return
+        self.said, step, steps = time.perf_counter(), self.trainer.step, self.config.train.steps
+        left = in_words((steps - step) / rate)
+        self.say(f"  step {step} of {steps}: loss {loss:.4g}, {rate:.3g} steps/s, about {left} left")
 
     def _measured(self, errors: list[float]) -> None:
         """Keep the network if it is the best so far, and show what it can do."""

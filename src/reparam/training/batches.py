@@ -98,13 +98,13 @@ class Batches:
             stored = _Stored(self._samples[at], _at(self._labels, at), _at(self._spread, at))
         else:
             stored = self._ahead(step).to(self.device)
-        mirrored, dropped = drawn.coins.to(self.device)
+        mirrored, dropped = drawn.coins
         x = stored.x
         if self.data.flip:
-            x = torch.where((mirrored < 0.5)[:, None, None, None], x.flip(-1), x)
+            x = torch.where((mirrored.to(self.device) < 0.5)[:, None, None, None], x.flip(-1), x)
         y = None
         if self.conditional and stored.y is not None:
-            y = stored.y.masked_fill(dropped < self.label_drop, len(self.data.classes))
+            y = stored.y.masked_fill(dropped.to(self.device) < self.label_drop, len(self.data.classes))
         return Samples(self.data.normalised(x), drawn.eps, drawn.u, y, stored.spread)
 
     def _load(self, step: int) -> _Stored:
