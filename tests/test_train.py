@@ -455,6 +455,25 @@ def test_streamed_shards_train_the_same_network_as_the_same_in_memory(tmp_path, 
     assert [p.name for p in previews] == ["step-000000003.png", "step-000000006.png"]
 
 
+def test_previews_go_to_the_tracker_and_its_failure_ends_nothing(tmp_path, capsys, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = of_pictures(tmp_path, pictures(tmp_path / "shards"))
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--previews", "5"]) == 0
+    (place,) = (tmp_path / "out" / "curves").iterdir()
+    found = events.EventAccumulator(str(place))
+    found.Reload()
+    shown = found.Images("samples")
+    assert [(e.step, e.height, e.width) for e in shown] == [(3, 16, 80), (6, 16, 80)]
+    capsys.readouterr()
+
+    def gone(*_, **__):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", gone)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "again"), "--previews", "0"]) == 0
+    assert capsys.readouterr().out.count("the tracker failed and is left out from here on: ConnectionError") == 1
+
+
 def test_a_corrupted_shard(tmp_path, capsys):
     """Named; fatal unless it is to be skipped, and then counted."""
     shards = pictures(tmp_path / "shards", damaged=(7, 30))

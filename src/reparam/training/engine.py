@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class Accelerated(Engine):
         super().__init__(self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._tracked = False
+        self._say: Callable[[str], None] = print
 
     def track(
         self, tracker: str | None, folder: Path, name: str, config: dict[str, Any], say: Callable[[str], None]
@@ -116,6 +118,7 @@ class Accelerated(Engine):
             UnknownName: if Accelerate knows no such tracker.
             ReparamError: if it is not installed; the default one is then left out, and ``say`` told.
         """
+        self._say = say
         if tracker is None:
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
@@ -138,13 +141,22 @@ class Accelerated(Engine):
     def log(self, values: dict[str, float], step: int) -> None:
         """Numbers by name, for the tracker."""
         if self._tracked:
-            self.accelerator.log(values, step=step)
+            self._passed_on(lambda: self.accelerator.log(values, step=step))
 
     def log_images(self, name: str, pictures: np.ndarray, step: int) -> None:
         """Pictures [n, H, W, C] of bytes, for the tracker, if it takes any."""
         for one in self.accelerator.trackers if self._tracked else []:
             if hasattr(one, "log_images"):
-                one.log_images({name: pictures}, step)
+                layout = {"dataformats": "NHWC"} if one.name == "tensorboard" else {}
+                self._passed_on(partial(one.log_images, {name: pictures}, step, **layout))
+
+    def _passed_on(self, call: Callable[[], object]) -> None:
+        """A tracker that fails, as when its server is gone, ends no training; it is left out from then on."""
+        try:
+            call()
+        except Exception as e:  # trackers raise whatever they like
+            self._tracked = False
+            self._say(f"  warning: the tracker failed and is left out from here on: {e!r}")
 
     def describe(self) -> str:
         """How many processes, on what."""
