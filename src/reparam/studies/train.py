@@ -221,8 +221,9 @@ class _Work:
     say: Callable[[str], None]
     again: str
     checkpoints: Checkpoints = field(init=False)
-    #: Steps and seconds of training at the last entry, and when the last line was said.
+    #: Step and seconds of stepping at the last entry; step and time at which this process began; when it last spoke.
     last: tuple[int, float] = field(init=False, default=(0, 0.0))
+    began: tuple[int, float] = field(init=False, default=(0, 0.0))
     said: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -274,7 +275,7 @@ class _Work:
         if first and trainer.step < c.steps:
             self.engine.track(self.tracker, self.folder, self.name, self.config.to_dict(), self.say)
         saved, told, was = time.perf_counter(), len(trainer.history), trainer.step
-        self.last, self.said = (trainer.step, trainer.seconds), saved
+        self.last, self.said, self.began = (trainer.step, trainer.stepping), saved, (trainer.step, saved)
         with _bar(trainer, c.steps, shown=first) as bar:
             for step in trainer.run(stop):
                 bar.update(step - bar.n)
@@ -312,21 +313,21 @@ class _Work:
             values |= {f"x0_error/t_{low:.2f}_to_{high:.2f}": e for low, high, e in bins if e is not None}
             values["x0_error"] = float(np.mean(errors))
             self._measured(errors)
-        steps, seconds = trainer.step - self.last[0], trainer.seconds - self.last[1]
-        self.last = trainer.step, trainer.seconds
-        rate = steps / max(seconds, 1e-9)
+        steps, seconds = trainer.step - self.last[0], trainer.stepping - self.last[1]
+        self.last = trainer.step, trainer.stepping
         if steps:
-            values["samples_per_second"] = rate * self.config.train.batch
+            values["samples_per_second"] = self.config.train.batch * steps / max(seconds, 1e-9)
         self.engine.log(values, entry["step"])
         if "loss" in values and steps:
             bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
-            self._line(values["loss"], rate)
+            self._line(values["loss"])
 
-    def _line(self, loss: float, rate: float) -> None:
+    def _line(self, loss: float) -> None:
         """Where no bar is shown, as in a log, a line now and then."""
         if sys.stderr.isatty() or time.perf_counter() - self.said < _QUIET:
             return
         self.said, step, steps = time.perf_counter(), self.trainer.step, self.config.train.steps
+        rate = (step - self.began[0]) / (self.said - self.began[1])  # validations and previews included
         left = in_words((steps - step) / rate)
         self.say(f"  step {step} of {steps}: loss {loss:.4g}, {rate:.3g} steps/s, about {left} left")
 

@@ -125,6 +125,8 @@ class Trainer:
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
         self.step = 0
         self.seconds = 0.0
+        #: Of these, those of steps alone, since this process began.
+        self.stepping = 0.0
         #: One entry a logged step; what goes to metrics.jsonl.
         self.history: list[dict[str, Any]] = []
         #: Whether all steps so far are known to have been finite: only then is the state worth keeping.
@@ -161,6 +163,7 @@ class Trainer:
                 self._look(noted or self.step in validated)
                 if noted:
                     self._note(self.step, loss=_number(self.engine.mean(loss)), grad_norm=_number(norm))
+                self.stepping += time.perf_counter() - start
                 if self.step in validated:
                     self._validate()
                 self.seconds += time.perf_counter() - start
