@@ -278,6 +278,10 @@ def test_the_estimate_counts_operations_and_does_nothing(tmp_path, capsys):
     exact = 2 * 64 * (3 * sum(w.numel() for w in widths) - widths[0].numel())
     said = float(told.split(" s a step of ")[1].split(" MFLOP")[0]) * 1e6
     assert said == pytest.approx(exact, rel=0.25)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--estimate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["flops"] == pytest.approx(exact, rel=0.25)
+    assert found["bytes"] > 1e8
     assert not (tmp_path / "out").exists()
 
 
@@ -500,3 +504,84 @@ def test_a_hub_name_without_a_network(tmp_path, capsys, monkeypatch):
 def test_an_unknown_tracker(tmp_path, capsys):
     told = fails(capsys, "train", written(tmp_path), "--out", tmp_path / "out", "--tracker", "tensorbord")
     assert "unknown tracker 'tensorbord'. Did you mean 'tensorboard'" in told
+
+
+# ------------------------------------------------------------- what is left over from something else
+
+
+def test_what_a_training_left_before_its_first_checkpoint_is_not_taken_for_another_one(tmp_path, capsys):
+    recipe, out = (
+        written(tmp_path, train__steps=100_000, train__snapshots=20_000, train__validations=20_000),
+        tmp_path / "out",
+    )
+    going = subprocess.Popen(command(recipe, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(list((out / "averages").glob("step-*"))) > 20, going)
+    going.kill()
+    going.wait()
+    assert not (out / "checkpoints").exists()
+    recipe = written(tmp_path, target="velocity", weighting=None)
+    assert main(["train", str(recipe), "--out", str(out), "--tracker", "none"]) == 0
+    assert {int(p.name[5:15]) for p in (out / "averages").iterdir()} == set(range(2, 21, 2))
+    assert main(["average", str(out), "--width", "0.1"]) == 0
+    assert "at step 20" in capsys.readouterr().out
+
+
+def test_a_training_continued_for_longer_is_not_taken_for_finished(tmp_path, capsys):
+    recipe, out = written(tmp_path, train__decay="constant"), tmp_path / "out"
+    assert main(["train", str(recipe), "--out", str(out), "--tracker", "none"]) == 0
+    longer = ["--set", "train.steps=100000"]
+    going = subprocess.Popen(command(recipe, out, *longer), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: not (out / "result.json").exists(), going)
+    time.sleep(0.3)
+    going.send_signal(signal.SIGINT)
+    told = going.communicate(timeout=60)[1]
+    assert going.returncode == 130
+    step = int(told.split("stopped at step ")[1].split()[0])
+    assert step > 20
+    assert not (out / "result.json").exists()
+    shorter = ["--set", f"train.steps={step + 3}"]
+    assert main(["train", str(recipe), "--out", str(out), "--tracker", "none", *shorter]) == 0
+    assert f"continuing in {out} at step {step}" in capsys.readouterr().out
+    assert json.loads((out / "result.json").read_text())["steps"] == step + 3
+    assert main(["train", str(recipe), "--out", str(out), "--tracker", "none", *shorter]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_parameter_that_nothing_depends_on_is_named_where_processes_would_wait_for_it(tmp_path):
+    (tmp_path / "idle.py").write_text(
+        "import torch\n"
+        "import reparam as rp\n"
+        "def make():\n"
+        "    net = rp.networks.MLP(6, 8, 2)\n"
+        "    net.idle = torch.nn.Linear(2, 2)\n"
+        "    return net\n"
+    )
+    recipe = written(tmp_path, network="idle:make", target="x0", weighting=None)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    line = command(recipe, tmp_path / "out", processes=2)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, env=env)
+    assert done.returncode != 0
+    assert "has parameters that its output does not depend on (net.idle.weight, net.idle.bias)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "nonsense"], "device 'nonsense' cannot be used; expected cpu, cuda or mps"),
+        (["--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
+        (["--save-every=-1"], "--save-every must be at least 0"),
+        (["--keep", "0"], "--keep must be at least 1, found 0"),
+        (["--previews=-3"], "--previews must be at least 0"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, capsys, options, words):
+    assert words in fails(capsys, "train", written(tmp_path), "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_precision_is_the_recipes_whatever_accelerate_is_configured_for(alone, tmp_path):
+    recipe, out, _ = alone
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    line = command(recipe, tmp_path / "out")
+    assert subprocess.run(line, capture_output=True, timeout=120, check=False, env=env).returncode == 0
+    assert same(last(out), last(tmp_path / "out"))

@@ -249,6 +249,24 @@ def test_channels_last_leaves_the_numbers_alone():
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
+def test_a_run_in_another_memory_layout_resumes_to_the_bit(tmp_path):
+    """The optimiser's moments are stored in rows; fused kernels rely on their having the parameters' layout."""
+    pytest.importorskip("diffusers")
+
+    def started():
+        return of_pictures(lambda: rp.networks.UNet(8, 3, widths=[32, 32]), channels_last=True)
+
+    whole, first, second = started(), started(), started()
+    expected = trained(whole)
+    for step in first.run():
+        if step == 2:
+            break
+    first.save(tmp_path / "state.safetensors")
+    second.restore(tmp_path / "state.safetensors")
+    found = trained(second)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_is_averaged_and_saved_under_its_own_names(tmp_path):

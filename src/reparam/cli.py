@@ -309,6 +309,9 @@ def _study(args: Any) -> int:
 
 
 def _train(args: Any) -> int:
+    from dataclasses import asdict
+
+    from .studies.estimate import Cost
     from .studies.train import train
 
     done = train(
@@ -319,14 +322,16 @@ def _train(args: Any) -> int:
         device=args.device,
         save_every=60 * args.save_every,
         keep=args.keep,
-        tracker=None if args.tracker == "none" else args.tracker,
+        tracker=args.tracker,
         previews=args.previews,
         estimate_only=args.estimate,
         say=_say,
     )
-    if done is None:
-        if args.json and args.estimate:
-            _finish(args, {"estimate_only": True}, "")
+    if done is None:  # not the first of several processes
+        return 0
+    if isinstance(done, Cost):
+        if args.json:
+            _finish(args, {"estimate_only": True, **asdict(done)}, "")
         return 0
     _finish(args, {"out": str(done.out), **done.row}, f"\n{done.text()}")
     return 0 if done.row["status"] == "finished" else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,14 +120,17 @@ class Data:
     def _moments(self) -> tuple[float, float, float, float]:
         """Least, greatest, mean and standard deviation over all elements, after normalisation."""
         if not self.pictures:
-            x = self.train.double()
-            return float(x.min()), float(x.max()), float(x.mean()), float(x.std(correction=0))
+            x, parts = self.train, self.train.split(4096)  # a part at a time: in float64 all of it may be too much
+            mean = sum(float(part.double().sum()) for part in parts) / x.numel()
+            var = sum(float((part.double() - mean).square().sum()) for part in parts) / x.numel()
+            return float(x.min()), float(x.max()), mean, math.sqrt(var)
         count = sum(torch.bincount(part.flatten(), minlength=256) for part in self.train.split(4096))
         level = (torch.arange(256, dtype=torch.float64) - self.mean) / self.std
         share = torch.as_tensor(count).double() / self.train.numel()
         present = level[share > 0]
-        mean = (share * level).sum()
-        return float(present[0]), float(present[-1]), float(mean), float((share * (level - mean) ** 2).sum().sqrt())
+        centre = (share * level).sum()
+        spread = (share * (level - centre) ** 2).sum().sqrt()
+        return float(present[0]), float(present[-1]), float(centre), float(spread)
 
     @property
     def sigma_data(self) -> float:

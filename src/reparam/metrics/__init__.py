@@ -13,24 +13,34 @@ import torch
 from torch import Tensor
 
 from ..data import Data
+from .blocks import block_interval
+from .extrapolation import frechet_infinity
 from .features import EXTRACTORS, Extractor, extractor
 from .frechet import Moments, frechet_distance, moments
+from .kernel import Discrepancy, kernel_distance, mmd2
+from .neighbours import precision_recall
 from .reference import Reference, Statistics
 from .vectors import nearest, nearest_training, sliced_wasserstein
 
 __all__ = [
     "EXTRACTORS",
     "METRICS",
+    "Discrepancy",
     "Extractor",
     "Metric",
     "Moments",
     "Reference",
     "Statistics",
+    "block_interval",
     "extractor",
     "frechet_distance",
+    "frechet_infinity",
+    "kernel_distance",
+    "mmd2",
     "moments",
     "nearest",
     "nearest_training",
+    "precision_recall",
     "sliced_wasserstein",
 ]
 

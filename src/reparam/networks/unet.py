@@ -198,11 +198,12 @@ def _check(config: dict[str, Any]) -> None:
     if len(image) != 2 or not all(_whole(side, 1) for side in image):
         raise NetworkError(f"unet: image is a side, or [height, width], in pixels, found {image!r}.")
     if any(side % factor for side in image):
-        nearest = [max(1, round(side / factor)) * factor for side in image]
+        sides = {max(1, round(side / factor)) * factor for side in image}
+        nearest = sides.pop() if len(sides) == 1 else [max(1, round(side / factor)) * factor for side in image]
         raise NetworkError(
             f"unet: pictures of {image[0]}×{image[1]} cannot be halved {len(config['widths']) - 1} times; both sides "
-            f"must be divisible by {factor}. Resize the pictures (--set data.size={nearest} --set data.resize=crop) or "
-            "give fewer widths (network.widths)."
+            f"must be divisible by {factor}. Resize the pictures (--set 'data.size={nearest}' --set data.resize=crop) "
+            "or give fewer widths (network.widths)."
         )
     dropout = config["dropout"]
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:

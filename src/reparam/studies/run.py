@@ -157,16 +157,16 @@ def trainer_of(
 
 
 def reference_of(
-    config: RunConfig, data: Data, folder: Path, device: str = "cpu", stop: Callable[[], bool] = lambda: False
+    config: RunConfig, data: Data, cache: Path, device: str = "cpu", stop: Callable[[], bool] = lambda: False
 ) -> Reference:
-    """The real data that a run in ``folder`` is compared with."""
+    """The real data that a run is compared with; of pictures, statistics are kept in ``cache``."""
 
     def ask() -> None:
         if stop():
             raise _Stopped
 
-    cache = folder.parent / "reference" if data.pictures else None
-    return Reference(data, config.extractor, config.sample.reference, cache, device, ask)
+    place = cache if data.pictures else None
+    return Reference(data, config.extractor, config.sample.reference, place, device, ask)
 
 
 def execute(
@@ -216,13 +216,17 @@ def concluded(
     folder: Path,
     stop: Callable[[], bool],
     work: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
 ) -> dict[str, Any] | None:
-    """Train by ``work``, then save and score the model: the run's row of the leaderboard, or None if it was stopped."""
+    """Train by ``work``, then save and score the model: the run's row of the leaderboard, or None if it was stopped.
+
+    ``cache``: where statistics of real pictures are kept; beside the folder by default.
+    """
     data = trainer.data
     row = blank_row(run, config, data)
     row["params"] = sum(p.numel() for p in trainer.trainee.parameters())
     row["noise_bins"] = trainer.validation.edges
-    real = reference_of(config, data, folder, str(trainer.device), stop)
+    real = reference_of(config, data, cache or folder.parent / "reference", str(trainer.device), stop)
     try:
         try:
             work()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +25,16 @@ from tqdm import tqdm
 
 from ..data import Data
 from ..denoiser import Denoiser
-from ..errors import Conflict, DataError, OutputError, unknown
+from ..errors import Conflict, DataError, OutputError, ReparamError, unknown
 from ..files import remove_unfinished, write_text, written_whole
 from ..report.plots import picture_sheet
 from ..spec import save
 from ..training import Accelerated, Diverged, Trainer
 from ..training.checkpoints import Checkpoints
+from ..training.engine import check_tracker
 from ..training.memory import keep_freed_memory
 from ..training.posthoc import write_snapshot
-from .estimate import describe_training, in_words, probe_training
+from .estimate import Cost, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .inputs import Inputs, preflight
 from .pool import Interrupted, gentle_interrupt
@@ -75,11 +77,11 @@ class Training:
     def text(self) -> str:
         """For a reader."""
         row = self.row
-        scores = [
-            f"{name} {m['value']:.4g} (floor {m['floor']:.4g})" for name, m in row["metrics"].items() if m["value"]
-        ]
+        found = {name: m for name, m in row["metrics"].items() if m["value"] is not None}
+        scores = [f"{name} {m['value']:.4g} (floor {m['floor']:.4g})" for name, m in found.items()]
         what = ", ".join(scores) if row["status"] == "finished" else row.get("reason", "")
-        return f"{row['run']}: {row['status']}: {what}\nmodel: {self.out / 'model.safetensors'}"
+        model = self.out / "model.safetensors"
+        return f"{row['run']}: {row['status']}: {what}" + (f"\nmodel: {model}" if model.exists() else "")
 
 
 def train(
@@ -97,7 +99,7 @@ def train(
     previews: int = 16,
     estimate_only: bool = False,
     say: Callable[[str], None] = print,
-) -> Training | None:
+) -> Training | Cost | None:
     """Train one network for one target, on as many processes as were started.
 
     Call it alone, or let ``torchrun`` or ``accelerate launch`` start several processes that do: they share each
@@ -116,7 +118,7 @@ def train(
         say: where lines for the reader go.
 
     Returns:
-        The training, or None with ``estimate_only`` and in all processes but the first.
+        The training, or its cost with ``estimate_only``; None in all processes but the first.
 
     Raises:
         ReparamError: for whatever is wrong with recipe, data, network or folder, before it starts.
@@ -127,7 +129,8 @@ def train(
     settings = [settings] if isinstance(settings, str) else list(settings)
     plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
     name, config = _one(plan, run)
-    engine = Accelerated(device)
+    _check_options(save_every, keep, previews)
+    engine, tracker = Accelerated(device), check_tracker(tracker)
     if engine.device.type == "cpu":
         keep_freed_memory()
     tell = say if engine.first else _silent
@@ -138,10 +141,11 @@ def train(
     digests = preflight(only, own, tell)
     mine = own.data or data_of(config)
     if estimate_only:
-        tell(f"it would take {describe_training(probe_training(config, engine, mine, own.factory), config, engine)}")
-        return None
+        cost = probe_training(config, engine, mine, own.factory)
+        tell(f"it would take {describe_training(cost, config, engine)}")
+        return cost if engine.first else None
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
-    record = {"run": name, "recipe": config.to_dict(), "data": digests}
+    record = {"run": name, "recipe": config.to_dict(), "data": digests[json.dumps(config.data, sort_keys=True)]}
     again = _again(recipe, settings, run, folder, by_name=data is None and network is None)
     trainer = trainer_of(config, mine, make_network(config, mine, own.factory), engine, _ENTRIES)
     work = _Work(name, config, mine, trainer, folder, engine, save_every, keep, tracker, previews, tell, again)
@@ -151,7 +155,14 @@ def train(
             for place in (folder, folder / "checkpoints", folder / "averages"):
                 remove_unfinished(place)
         engine.wait()
-        return work.done() or work.do()
+        done, found = work.done()
+        return found if done else work.do()
+
+
+def _check_options(save_every: float, keep: int, previews: int) -> None:
+    for name, value, least in (("save-every", save_every, 0), ("keep", keep, 1), ("previews", previews, 0)):
+        if not value >= least:
+            raise ReparamError(f"--{name} must be at least {least}, found {value:g}.")
 
 
 def _silent(text: str) -> None:
@@ -192,8 +203,21 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
                 "Choose another folder with --out, or continue with the recipe that is there."
             )
         if other_data:
-            raise DataError(f"the data have changed since the training in {folder} began; choose another --out.")
+            raise DataError(
+                f"the data are not those that the training in {folder} began with; choose another --out. (On a machine "
+                "with other memory data.stream: auto may decide otherwise: say data.stream=true or false.)"
+            )
+    if not any((folder / "checkpoints").glob("step-*")):
+        _remove_leavings(folder)
     write_text(file, json.dumps(record, indent=1) + "\n")
+
+
+def _remove_leavings(folder: Path) -> None:
+    """What a training left that ended before its first checkpoint would be taken for this one's."""
+    for name in ("averages", "previews"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("best.safetensors", "model.safetensors", "metrics.jsonl", RESULT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _bound(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +253,12 @@ class _Work:
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.keep)
 
-    def done(self) -> Training | None:
-        """What was found, where all is done already."""
+    def done(self) -> tuple[bool, Training | None]:
+        """Whether all is done already, as the first process finds for all of them; and, in that one, what was found."""
+        found = self._found() if self.engine.first else None
+        return self.engine.most(float(found is not None)) > 0, found
+
+    def _found(self) -> Training | None:
         try:
             row = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             recipe = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
@@ -246,7 +274,13 @@ class _Work:
         first, trainer = self.engine.first, self.trainer
         if self.checkpoints.restore(trainer, self.say):
             self.say(f"continuing in {self.folder} at step {trainer.step}")
+        if self.engine.most(trainer.step) != -self.engine.most(-trainer.step):
+            raise OutputError(
+                f"the processes find different checkpoints in {self.folder}; it must be one folder that all of them "
+                "see, on every node."
+            )
         if first:
+            (self.folder / RESULT).unlink(missing_ok=True)  # from here on it would be of another state
             write_text(self.folder / "recipe.yaml", _as_yaml(self.config))
         with gentle_interrupt() as interrupted:
             try:
@@ -255,6 +289,9 @@ class _Work:
                 return Training(self.folder, self._diverged(str(e))) if first else None
             except OutputError as e:
                 raise OutputError(f"{e} {self._kept()} To continue once there is room: {self.again}") from e
+            self.engine.wait()  # a process that ends while the first one saves would have that one ended too
+            if trainer.step < self.config.train.steps and not first:
+                return None
             if trainer.step < self.config.train.steps:
                 raise Interrupted(
                     f"stopped at step {trainer.step} of {self.config.train.steps}; everything is kept in "
@@ -264,7 +301,8 @@ class _Work:
             if not first:
                 return None
             self.say("scoring the averaged network")
-            row = concluded(self.name, self.config, trainer, self.folder, interrupted.is_set)
+            reference = self.folder / "reference"
+            row = concluded(self.name, self.config, trainer, self.folder, interrupted.is_set, cache=reference)
         if row is None:
             raise Interrupted(f"trained, but not yet scored; everything is kept. To continue: {self.again}")
         return Training(self.folder, row)
@@ -277,7 +315,7 @@ class _Work:
         saved, told, was = time.perf_counter(), len(trainer.history), trainer.step
         self.last, self.said, self.began = (trainer.step, trainer.stepping), saved, (trainer.step, saved)
         with _bar(trainer, c.steps, shown=first) as bar:
-            for step in trainer.run(stop):
+            for step in trainer.run(stop, snapshots):
                 bar.update(step - bar.n)
                 if not first:
                     continue
@@ -355,7 +393,10 @@ class _Work:
     def _diverged(self, reason: str) -> dict[str, Any]:
         write_history(self.trainer, self.folder)
         row = blank_row(self.name, self.config, self.data)
-        advice = "Usual remedies: a lower train.lr, train.precision=float32, a smaller t_range, a capped weighting."
+        advice = (
+            "Usual remedies, in another folder (--out): a lower train.lr, train.precision=float32, a smaller t_range, "
+            "a capped weighting."
+        )
         return {**row, "status": "diverged", "reason": f"{reason}. {self._kept()} {advice}"}
 
     def _kept(self) -> str:

@@ -78,7 +78,7 @@ class Batches:
         self.data, self.conditional, self.label_drop, self.device = data, conditional, label_drop, device
         order = Order(seed, data.count, data.blocks, data.window)
         self.draws = Draws(seed, batch, order, data.shape, device, part)
-        self.cached = data.stream is None and _fits(data.train, device)
+        self.cached = data.stream is None and _fits(data, device)
         if self.cached:
             self._samples = data.train.to(device)
             self._spread = None if data.spread is None else data.spread.to(device)
@@ -125,7 +125,8 @@ def _moved(value: Tensor, device: torch.device) -> Tensor:
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
-def _fits(samples: Tensor, device: torch.device) -> bool:
+def _fits(data: Data, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
-    return samples.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
+    size = data.train.nbytes + (0 if data.spread is None else data.spread.nbytes)
+    return size <= _SHARE * torch.cuda.mem_get_info(device)[0]

@@ -25,7 +25,8 @@ class TrainConfig:
             min(ema, (1 + step)/(10 + step)).
         precision: "bf16" runs matrix products in bfloat16 (weights, losses and optimiser stay
             in float32), "auto" does so where the device computes them fast.
-        accumulate: parts that a process computes its share of a batch in, one after the other, for less memory.
+        accumulate: parts that a process computes its share of a batch in, one after the other, for less memory; the
+            numbers are the same but for rounding, and for what a network draws itself (dropout).
         compile: run the network through torch.compile.
         channels_last: the memory layout that convolutions are fast in; "auto" on a GPU with a network of them.
         checkpoint_activations: compute activations again in the backward pass instead of keeping them.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ReparamError, unknown
+from ..errors import ReparamError, Unsupported, unknown
 
 #: How long processes wait for each other: one of them may be measuring or writing meanwhile.
 _PATIENCE = timedelta(hours=2)
@@ -103,8 +103,15 @@ class Accelerated(Engine):
             ) from e
         told = [InitProcessGroupKwargs(timeout=_PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
         on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-        self.accelerator = Accelerator(cpu=on_cpu and device != "mps", kwargs_handlers=told)
+        # Precision is the trainer's business: what accelerate config says of it would come on top.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=on_cpu and device != "mps", kwargs_handlers=told)
+        kind = self.accelerator.distributed_type.value
+        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+            raise Unsupported(
+                f"Accelerate was configured for {kind}; expected one process, or several with a copy each."
+            )
         super().__init__(self.accelerator.device)
+        _refuse_another(device, self.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._tracked = False
         self._say: Callable[[str], None] = print
@@ -115,17 +122,13 @@ class Accelerated(Engine):
         """Have curves and pictures written by a tracker of Accelerate's, in the folder where it writes to one.
 
         Raises:
-            UnknownName: if Accelerate knows no such tracker.
             ReparamError: if it is not installed; the default one is then left out, and ``say`` told.
         """
         self._say = say
         if tracker is None:
             return
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+        from accelerate.tracking import filter_trackers
 
-        known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
-        if tracker not in known:
-            raise unknown("tracker", tracker, known)
         self.accelerator.project_configuration.set_directories(str(folder / "curves"))
         self.accelerator.log_with = filter_trackers([tracker], str(folder / "curves"))
         if not self.accelerator.log_with:
@@ -184,6 +187,36 @@ class Accelerated(Engine):
 
     def end(self) -> None:
         self.accelerator.end_training()
+
+
+def check_tracker(tracker: str | None) -> str | None:
+    """A tracker's name, with "none" as None.
+
+    Raises:
+        UnknownName: if Accelerate knows no such tracker.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = {str(getattr(kind, "value", kind)) for kind in LOGGER_TYPE_TO_CLASS}
+    if tracker is None or tracker == "none":
+        return None
+    if tracker not in known:
+        raise unknown("tracker", tracker, [*known, "none"])
+    return tracker
+
+
+def _refuse_another(asked: str | None, found: torch.device) -> None:
+    """An error if the device asked for is not the one there is."""
+    if asked is None:
+        return
+    try:
+        wanted = torch.device(asked)
+    except RuntimeError as e:
+        raise Unsupported(f"device {asked!r} cannot be used; expected cpu, cuda or mps.") from e
+    if wanted.type != found.type or wanted.index not in (None, found.index):
+        raise Unsupported(
+            f"device {asked!r} cannot be used here: this process gets {found}. GPUs are chosen by CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,12 @@ class Trainer:
         assert isinstance(average, Trainee)
         return average.objective.denoiser(average.net)
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
+    def run(self, stop: Callable[[], bool] = lambda: False, looks: Collection[int] = ()) -> Iterator[int]:
         """Train to the end, yielding the number of steps done after each.
 
         Args:
             stop: asked after every step; training ends early where it says so, in all processes alike.
+            looks: steps after which all numbers are to be known as finite, besides those at which they are anyway.
 
         Raises:
             Diverged: if the loss, the gradient or the validation error is not finite.
@@ -160,7 +161,7 @@ class Trainer:
                 start = time.perf_counter()
                 loss, norm = self.update()
                 noted = self.step % self._logged == 0 or self.step == c.steps
-                self._look(noted or self.step in validated)
+                self._look(noted or self.step in validated or self.step in looks)
                 if noted:
                     self._note(self.step, loss=_number(self.engine.mean(loss)), grad_norm=_number(norm))
                 self.stepping += time.perf_counter() - start
@@ -185,6 +186,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr_at(self.step)
         losses = self._gradient(batch, t)
+        if self._new and self.engine.world > 1:
+            self._refuse_unused()
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         self._unseen.append((self.step + 1, t, losses, norm))
         if self._every == 1:
@@ -200,6 +203,16 @@ class Trainer:
             self.averages.check_moved(self.trainee)
             self._new = False
         return losses.mean(), norm
+
+    def _refuse_unused(self) -> None:
+        """Processes wait for every parameter's gradient, and would wait for ever for one that has none."""
+        unused = [name for name, p in self.trainee.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            raise NetworkError(
+                f"{type(self.trainee.net).__name__} has parameters that its output does not depend on "
+                f"({', '.join(unused[:4])}); several processes cannot train such a network. Remove them, or "
+                "freeze them: requires_grad_(False)."
+            )
 
     def _gradient(self, batch: Samples, t: Tensor) -> Tensor:
         """Leaves the gradient of the whole batch's mean loss in the parameters; the losses of this part, shape [b]."""
@@ -309,6 +322,7 @@ class Trainer:
                 i, _, key = name.partition(".")
                 state.setdefault(int(i), {})[key] = value
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+            _lay_out(self.optimiser.state)
             self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise SpecError(
@@ -331,6 +345,14 @@ def _laid_out(net: nn.Module, config: TrainConfig, device: torch.device) -> nn.M
             )
         ask(True)
     return net
+
+
+def _lay_out(state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Give what the optimiser keeps of each parameter that one's memory layout, on which fused kernels rely."""
+    for parameter, entries in state.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _seed(seed: int, device: torch.device) -> None:
