@@ -651,6 +651,7 @@ def test_the_program_ends_while_batches_are_loaded(tmp_path, end):
     path = in_parquet(tmp_path, [encoded(x) for x in pictures()])
     script = f"""if True:
         import signal, torch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         from reparam.data.images import asked
         from reparam.data.prefetch import Prefetcher
         from reparam.data.streams import open_stream
@@ -660,7 +661,7 @@ def test_the_program_ends_while_batches_are_loaded(tmp_path, end):
         print("ready", flush=True)
         {end}
         """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert found.stdout == "ready\n"
     assert found.returncode in ({1, 130, -2} if end else {0})
     assert "Fatal" not in found.stderr
