@@ -30,13 +30,7 @@ BASE = {
 PLAIN = {"num_classes": 0, "in_context_len": 0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only wait for one another's threads, for a minute where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ours_of(config, dropout=0.0):

@@ -23,12 +23,7 @@ from reparam.tools.prepare import centre_crop, prepare
 pq = pytest.importorskip("pyarrow.parquet")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def picture(height, width, seed=0, channels=3):

@@ -107,17 +107,25 @@ def log_likelihood(
         path = line.path(edges, solve is _rk4)
         flow = _Flow(denoiser, _ordinary(cond), line.scale, vectors, share)
         first, last = path[0][0], path[-1][-1]
-        z = x * (first.alpha / first.radius)
-        change = torch.zeros(len(x), dtype=torch.float64, device=_exact_device(x))
-        asked = sorted({p.t for points in path for p in points})
-        with evaluating(denoiser), prepared(denoiser, asked, x), _traceable(denoiser.net):
-            for points in path:
-                z, more = solve(flow, z, points)
-                change += more
+        z, change = _integrated(flow, solve, path, x * (first.alpha / first.radius))
         x_end = (z * last.radius).to(_exact_device(x))
         scale = x[0].numel() * math.log(first.alpha * last.radius / first.radius)
         end = _prior(x_end.double(), last, data_mean, data_std) if prior is None else prior(x_end).double()
         return end + scale + change
+
+
+def _integrated(
+    flow: _Flow, solve: Callable[..., tuple[Tensor, Tensor]], path: Sequence[Sequence[_Point]], z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z at the end of the path, and the integral of the divergence along it: float64, shape [B]."""
+    denoiser = flow.denoiser
+    change = torch.zeros(len(z), dtype=torch.float64, device=_exact_device(z))
+    asked = sorted({p.t for points in path for p in points})
+    with evaluating(denoiser), prepared(denoiser, asked, z), _traceable(denoiser.net):
+        for points in path:
+            z, more = solve(flow, z, points)
+            change += more
+    return z, change
 
 
 @dataclass(frozen=True)
@@ -202,20 +210,32 @@ def variational_bound(
     rule = _ends(line, edges) if denoiser.conventions.time == "step" else _gauss(line, edges, _count("nodes", nodes))
     x = x0.detach().to(torch.promote_types(x0.dtype, torch.float32))
     draws = _count("draws", draws) if eps is None else len(_shaped("eps", eps, x))
-    kept, inside = dict(cond or {}), {t for row in rule for t, _ in row}
-    terms = torch.zeros(len(rule), len(x), dtype=torch.float64, device=_exact_device(x))
-    with evaluating(denoiser), prepared(denoiser, sorted(inside), x):
-        for i, row in enumerate(rule):
-            for (t, weight), k in itertools.product(row, range(draws)):
-                noise = _randn(x, generator) if eps is None else eps[k].to(x).expand_as(x)
-                x_t = denoiser.schedule.add_noise(x, noise, t)
-                error = (x - denoiser(x_t, t, **kept).mean).to(terms.device).double()
-                terms[i] += weight / (2 * draws) * error.square().flatten(1).sum(1)
+    noises = (lambda k: _randn(x, generator)) if eps is None else (lambda k: eps[k].to(x).expand_as(x))
+    terms = _terms(denoiser, x, rule, draws, noises, dict(cond or {}))
     first, last = (line.point(float(t)) for t in (edges[0], edges[-1]))
     log_ratio = math.log(first.sigma / first.alpha)
     reconstruction = x[0].numel() * (math.log(2 * math.pi * math.e) / 2 + log_ratio)
     kl = _prior_kl(x.to(terms.device).double(), last, data_mean, data_std)
     return Bound(edges, denoiser.schedule.log_snr(edges), terms, kl, reconstruction)
+
+
+def _terms(
+    denoiser: Denoiser,
+    x: Tensor,
+    rule: Sequence[Sequence[tuple[float, float]]],
+    draws: int,
+    noises: Callable[[int], Tensor],
+    cond: dict[str, Any],
+) -> Tensor:
+    """What every bin adds, by a rule of times and weights each: float64, shape [bins, B]."""
+    terms = torch.zeros(len(rule), len(x), dtype=torch.float64, device=_exact_device(x))
+    with evaluating(denoiser), prepared(denoiser, sorted({t for row in rule for t, _ in row}), x):
+        for i, row in enumerate(rule):
+            for (t, weight), k in itertools.product(row, range(draws)):
+                x_t = denoiser.schedule.add_noise(x, noises(k), t)
+                error = (x - denoiser(x_t, t, **cond).mean).to(terms.device).double()
+                terms[i] += weight / (2 * draws) * error.square().flatten(1).sum(1)
+    return terms
 
 
 class _Point(NamedTuple):

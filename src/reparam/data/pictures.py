@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,7 @@ def load_pictures(
 
     ask = asked(size, resize, colour, labels, column, classes, skip_bad, limit)
     chosen = {"size": size, "resize": resize, "colour": colour, "column": column, "limit": limit}
-    told = [f"{key} {value}" for key, value in chosen.items() if value is not None]
-    told += ["mirrored"] if flip else []
-    told += [f"holdout {holdout:g}"] if holdout != 0.1 else []
-    told += [f"seed {seed}"] if seed else []
-    name = _name(path) + (f" ({', '.join(told)})" if told else "")
+    name = _name(path) + _besides(chosen, flip, holdout, seed)
     with contextlib.ExitStack() as stack:
         source = opened(path, ask, stack, hub)
         if stream is True or (stream == "auto" and _too_large(source, ask)):
@@ -86,6 +83,15 @@ def load_pictures(
         flip=flip,
         remarks=found.remarks,
     )
+
+
+def _besides(chosen: Mapping[str, object], flip: bool, holdout: float, seed: int) -> str:
+    """What was asked for besides the path, in parentheses."""
+    told = [f"{key} {value}" for key, value in chosen.items() if value is not None]
+    told += ["mirrored"] if flip else []
+    told += [f"holdout {holdout:g}"] if holdout != 0.1 else []
+    told += [f"seed {seed}"] if seed else []
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _name(path: str) -> str:

@@ -47,11 +47,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 5, *, chunk: int = 102
     positive("chunk", chunk)
     real = checked(real, "real", 1)
     fake = checked(fake, "fake", 1, real.shape[1])
-    for name, x in (("real", real), ("fake", fake)):
-        if len(x) <= k:
-            raise DataError(
-                f"{name}: the {k}th nearest neighbour needs more than {k} samples, found {len(x)}; lower k."
-            )
+    _refuse_few(k, real=real, fake=fake)
     origin = real[:chunk].double().mean(0)  # far from the origin distances would be rounded
     reach_real, reach_fake = (_reach(x, k, origin, chunk) for x in (real, fake))
     precise, recalled, covered = (torch.zeros(len(x), dtype=torch.bool) for x in (fake, real, real))
@@ -74,6 +70,14 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 5, *, chunk: int = 102
         "density": inside / (k * len(fake)),
         "coverage": float(covered.double().mean()),
     }
+
+
+def _refuse_few(k: int, **sides: Tensor) -> None:
+    for name, x in sides.items():
+        if len(x) <= k:
+            raise DataError(
+                f"{name}: the {k}th nearest neighbour needs more than {k} samples, found {len(x)}; lower k."
+            )
 
 
 def _reach(x: Tensor, k: int, origin: Tensor, chunk: int) -> Tensor:

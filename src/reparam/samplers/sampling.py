@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,17 +108,26 @@ def sample(
     def denoise(x: Tensor, t: float) -> Estimate:
         return estimate(denoiser, x, t, kept)
 
-    states, beliefs, before = [x], [], None
     with evaluating(denoiser), prepared(denoiser, asked, x):
-        for here, to in itertools.pairwise(path):
-            if here.t == 0:  # only where a rising grid begins
-                x, found = weighted(to.alpha / here.alpha, x, 0.0, x), Estimate(x, 1 / here.alpha, 0.0, x)
-            else:
-                x, found = method.step(x, Step(here, to, denoiser.schedule, denoise, noise, len(path) - 1, before))
-            before = Before(here, found)
-            if trajectory:
-                states.append(x)
-                beliefs.append(found.mean)
+        return _walked(
+            method, path, x, partial(Step, schedule=denoiser.schedule, denoise=denoise, noise=noise), trajectory
+        )
+
+
+def _walked(
+    method: Sampler, path: Sequence[Level], x: Tensor, step: Callable[..., Step], trajectory: bool
+) -> Tensor | Trajectory:
+    """From x at the first time of the path to its last. ``step``: what every step is told besides its two ends."""
+    states, beliefs, before = [x], [], None
+    for here, to in itertools.pairwise(path):
+        if here.t == 0:  # only where a rising grid begins
+            x, found = weighted(to.alpha / here.alpha, x, 0.0, x), Estimate(x, 1 / here.alpha, 0.0, x)
+        else:
+            x, found = method.step(x, step(here, to, steps=len(path) - 1, before=before))
+        before = Before(here, found)
+        if trajectory:
+            states.append(x)
+            beliefs.append(found.mean)
     return Trajectory(x, [at.t for at in path], torch.stack(states), torch.stack(beliefs)) if trajectory else x
 
 

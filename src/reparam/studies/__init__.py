@@ -92,9 +92,8 @@ def study(
     """
     forget_data()
     own = Inputs.of(data, network)
-    raw = own.into(read_recipe(recipe))
     settings = [settings] if isinstance(settings, str) else list(settings)
-    plan = load_recipe(raw, settings, extra_networks=own.networks, extra_data=own.data_names)
+    plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     on = resources(len(plan.runs), 1 if own.in_process else jobs, device)
     say(f"study {plan.name}: {len(plan.runs)} runs")

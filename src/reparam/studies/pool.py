@@ -251,11 +251,15 @@ def run_in_workers(
                 _report(event, watch)
                 give(worker)
     finally:
-        for worker in workers:
-            worker.end()
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(10)
+        _end_all(workers)
+
+
+def _end_all(workers: set[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
+    for worker in workers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(10)
 
 
 def _report(event: dict[str, Any], watch: Watch) -> None:

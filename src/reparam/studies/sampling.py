@@ -67,10 +67,9 @@ def sample_run(
         Conflict: if a label or guidance is asked of a model without classes.
         OutputError: if the place to write to is not usable.
     """
-    if n < 1:
-        raise ReparamError(f"--n must be at least 1, found {n}.")
-    if steps is not None and steps < 1:
-        raise ReparamError(f"--steps must be at least 1, found {steps}.")
+    for name, count in (("n", n), ("steps", steps)):
+        if count is not None and count < 1:
+            raise ReparamError(f"--{name} must be at least 1, found {count}.")
     weights = weights_file(where)
     spec = read_spec(weights)
     config = recipe_beside(weights)
@@ -91,11 +90,15 @@ def sample_run(
     y = _labels(record.get("classes"), label, chosen.guidance, n)
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
     x = _drawn(denoiser, chosen, record, n, y)
+    _write(target, x, y)
+    return target, tuple(x.shape)
+
+
+def _write(target: Path, x: Tensor, y: Tensor | None) -> None:
     if target.suffix == ".npz":
         write_arrays(target, x=x.numpy(), **({} if y is None else {"y": y.numpy()}))
     else:
         _write_pictures(target, x)
-    return target, tuple(x.shape)
 
 
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
