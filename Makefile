@@ -12,7 +12,7 @@ help:
 	@echo "make study     set up and run the main study (spiral); prints the leaderboard and the report's path"
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
-	@echo "make peers     whole trajectories against azula, k-diffusion and denoising-diffusion-pytorch, in .venv-peers"
+	@echo "make peers     trajectories and scores against other libraries', in .venv-peers"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     side-by-side timings against plain PyTorch, diffusers and SciPy"
 
@@ -36,7 +36,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
 		-e . pytest einops pillow scipy torchdiffeq torchsde
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt --no-deps \
-		azula denoising-diffusion-pytorch k-diffusion
+		azula clean-fid denoising-diffusion-pytorch k-diffusion lightning-utilities torch-fidelity torchmetrics
 	touch $@
 
 peers: $(PEERS)/.installed
@@ -56,7 +56,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/jit.py
 	$(BIN)/python benchmarks/training.py overhead
 	$(BIN)/python benchmarks/training.py unet
-	$(BIN)/python benchmarks/frechet.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ import torch
 import reparam as rp
 from reparam.data import Curve, load_data
 from reparam.errors import DataError
-from reparam.metrics import METRICS, Reference, nearest
+from reparam.metrics import METRICS, Reference, SampleSet, Scoring, nearest
 from reparam.metrics.vectors import sliced_wasserstein, wasserstein_1d
 
 
@@ -136,10 +136,18 @@ def test_every_metric_is_near_its_floor_on_real_data_and_far_off_it():
         real = Reference(data)
         fresh = data.fresh(400)
         noise = torch.randn(fresh.shape) * 3
+        ours, theirs = (Scoring(SampleSet.held(x), real) for x in (fresh, noise))
         for name, metric in METRICS.items():
             if metric.applies(data, False):
-                assert metric.compute(noise, real, None) > 3 * metric.compute(fresh, real, None), name
-    assert {n for n, m in METRICS.items() if m.applies(data, False)} == {
+                at, off = metric.compute(ours), metric.compute(theirs)
+                if metric.better == "lower":
+                    assert off.value > 3 * at.value, name
+                else:
+                    assert at.value > 0.8, name
+                    assert metric.compute(theirs).value < 0.2 or name == "recall", name
+                if at.interval is not None:
+                    assert at.interval[0] <= at.value <= at.interval[1], name
+    assert {n for n, m in METRICS.items() if m.applies(data, False) and m.usual} == {
         "sliced_wasserstein",
         "frechet_distance",
         "nearest_neighbour",

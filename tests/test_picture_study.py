@@ -67,7 +67,7 @@ def finished(photos, tmp_path_factory):
 
 
 def test_a_folder_of_pictures_becomes_a_leaderboard(finished):
-    _, done = finished
+    out, done = finished
     rows = json.loads(done.stdout)["leaderboard"]
     assert {row["target"] for row in rows} == {"x0", "velocity"}
     for row in rows:
@@ -76,9 +76,13 @@ def test_a_folder_of_pictures_becomes_a_leaderboard(finished):
         for name, entry in row["metrics"].items():
             assert entry["value"] >= 0, name
             assert entry["floor"] >= 0, name
-        about = row["metrics"]["frechet_distance"]["about"]
+        card = json.loads((out / row["run"] / "card.json").read_text())
         # 8 of 80 pictures are held out, and as many samples are scored.
-        assert about == {"n": 8, "reference": 60, "extractor": "pixels, at most 16x16"}
+        assert card["samples"]["n"] == 8
+        assert card["reference"]["n"] == 60
+        assert card["extractor"]["name"] == "pixels, at most 16x16"
+        assert card["metrics"] == row["metrics"]
+        assert any("lacks rank" in warning for warning in card["warnings"])
         assert row["metrics"]["class_error"]["floor"] == 0  # red and blue are easily told apart
         assert row["guidance"] == 1.5
     assert "2 classes" in done.stderr
@@ -212,7 +216,8 @@ def test_more_classes_than_declared(photos, tmp_path, capsys):
         ("sample.guidance=2", ["conditional: true"]),
         ("sample.guidance_interval=[0.5, 0.1]", ["sample.guidance_interval", "[0.5, 0.1]"]),
         ("train.label_drop=2", ["train.label_drop", "[0, 1]"]),
-        ("extractor=inception", ["unknown extractor 'inception'", "pixels"]),
+        ("extractor=incepton", ["unknown extractor 'incepton'", "inception", "pixels"]),
+        ("extractor=inception", ["inception-2015-12-05.pt", "extractor.path", "REPARAM_INCEPTION"]),
         ("extractor={name: pixels, sides: 4}", ["extractor.sides", "extractor.side"]),
         ("sample.reference=1", ["sample.reference"]),
         ("metrics=[class_error]", ["class_error does not apply"]),

@@ -10,8 +10,18 @@ from torch import nn
 import reparam as rp
 from reparam.data import Data, load_data
 from reparam.errors import DataError, ReparamError, UnknownName
-from reparam.metrics import METRICS, Moments, Reference, classified, extractor, nearest_training
-from reparam.metrics.features import EfficientNetLite0, Pixels
+from reparam.metrics import (
+    METRICS,
+    Moments,
+    Reference,
+    SampleSet,
+    Scoring,
+    classified,
+    extractor,
+    nearest_training,
+    statistics_of,
+)
+from reparam.metrics.extractors import EfficientNetLite0, Pixels
 from reparam.studies.run import labels_like
 from reparam.training import Draws, TrainConfig, Trainer, Validation
 from reparam.training.draws import unit_noise
@@ -231,7 +241,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         extractor("efficientnet_lite0")
 
 
-@pytest.mark.parametrize("config", ["inception", {"name": "pixels", "sides": 3}])
+@pytest.mark.parametrize("config", ["pixel", {"name": "pixels", "sides": 3}])
 def test_unknown_extractors_are_named(config):
     with pytest.raises(UnknownName, match=r"pixels|side"):
         extractor(config)
@@ -263,11 +273,8 @@ def test_an_extractor_of_the_user_s(tmp_path, monkeypatch):
     assert mine.digest != other.digest
     assert (mine.name, other.name) == ("mine:make(wide=4)", "mine:make")
     data = pictures(n=30, side=4)
-    keys = {
-        json.dumps(Reference(data, e).key(["frechet_distance"]))
-        for e in ("mine:make", {"name": "mine:make", "wide": 4})
-    }
-    assert len(keys) == 2
+    references = [Reference(data, e) for e in ("mine:make", {"name": "mine:make", "wide": 4})]
+    assert len({json.dumps(real.key([real.extractor])) for real in references}) == 2
     with pytest.raises(DataError, match=r"mine:wrong returned int.*\[5, dim\]"):
         extractor("mine:wrong")(x)
     with pytest.raises(DataError, match=r"extractor mine:fails failed on pictures of shape \[5, 3, 4, 4\]"):
@@ -287,21 +294,28 @@ def test_statistics_are_streamed_kept_and_shared(tmp_path):
     data = pictures(n=900)
     real = Reference(data, "pixels", count=500, cache=tmp_path / "kept")
     features = Pixels()(data.train[:500]).double()
-    m = real.statistics.moments
+    found = real.statistics(real.extractor)
+    m = found.moments
     assert m.count == 500
+    assert len(found.kept) == 0  # features themselves are kept only where a metric needs them
     torch.testing.assert_close(m.mean, features.mean(0))
     torch.testing.assert_close(m.cov, features.T.cov())
     for k in range(3):
-        torch.testing.assert_close(real.statistics.class_means[k], features[data.labels[:500] == k].mean(0))
-    assert real.statistics.class_counts.sum() == 500
+        torch.testing.assert_close(found.class_means[k], features[data.labels[:500] == k].mean(0))
+    assert found.class_counts.sum() == 500
+    torch.testing.assert_close(real.statistics(real.extractor, keep=True).kept.double(), features)
 
-    again = Reference(data, "pixels", count=500, cache=tmp_path / "kept")
-    again._computed = None  # must come from the file
-    torch.testing.assert_close(again.statistics.moments.cov, m.cov, rtol=0, atol=0)
+    def kept(count):
+        again = Reference(data, "pixels", count=count, cache=tmp_path / "kept")
+        return again.statistics(again.extractor)
+
+    from_file = Reference(data, "pixels", count=500, cache=tmp_path / "kept")
+    from_file._computed = None
+    torch.testing.assert_close(from_file.statistics(from_file.extractor).moments.cov, m.cov, rtol=0, atol=0)
     for file in (tmp_path / "kept").glob("*.safetensors"):
         file.write_bytes(b"broken")
-    torch.testing.assert_close(Reference(data, "pixels", 500, tmp_path / "kept").statistics.moments.cov, m.cov)
-    assert Reference(data, "pixels", 400, tmp_path / "kept").statistics.moments.count == 400
+    torch.testing.assert_close(kept(500).moments.cov, m.cov)
+    assert kept(400).moments.count == 400
 
 
 def test_kept_numbers_are_computed_once(tmp_path):
@@ -322,24 +336,18 @@ def test_every_metric_of_pictures_is_near_its_floor_on_real_ones_and_far_off_it(
     real = Reference(data, "pixels")
     fresh, y = data.heldout, data.heldout_labels
     noise = torch.randint(0, 256, fresh.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    fitting = {name for name, metric in METRICS.items() if metric.applies(data, True)}
+    fitting = {name for name, metric in METRICS.items() if metric.applies(data, True) and metric.usual}
     assert fitting == {"frechet_distance", "pixel_frechet_distance", "class_error", "nearest_neighbour"}
+
+    def score(name, x, labels):
+        return METRICS[name].compute(Scoring(SampleSet.held(x, labels), real)).value
+
     for name in fitting:
-        at, off = (METRICS[name].compute(x, real, y) for x in (fresh, noise))
+        at, off = (score(name, x, y) for x in (fresh, noise))
         assert off > 2 * at + 0.1, (name, at, off)
     assert not METRICS["class_error"].applies(data, False)
-    wrong = (y + 1) % 3
-    assert METRICS["class_error"].compute(fresh, real, y) < 0.02
-    assert METRICS["class_error"].compute(fresh, real, wrong) > 0.98
-
-
-def test_scores_say_what_they_were_measured_with():
-    data = pictures()
-    real = Reference(data, "pixels", count=30)
-    assert real.about("frechet_distance", 20) == {"n": 20, "reference": 30, "extractor": "pixels, at most 16x16"}
-    assert real.about("nearest_neighbour", 20) == {"n": 20, "reference": 40}
-    json.dumps(real.about("class_error", 20))
-    assert Reference(load_data({"name": "digits"})).about("frechet_distance", 9) == {"n": 9}
+    assert score("class_error", fresh, y) < 0.02
+    assert score("class_error", fresh, (y + 1) % 3) > 0.98
 
 
 def test_discriminant_analysis_is_the_bayes_rule_for_gaussians():
@@ -349,10 +357,7 @@ def test_discriminant_analysis_is_the_bayes_rule_for_gaussians():
     means = torch.randn(3, d, generator=generator, dtype=torch.float64) * 2
     y = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), n, replacement=True, generator=generator)
     x = means[y] + torch.randn(n, d, generator=generator, dtype=torch.float64) @ root
-    parts = zip(x.split(1000), y.split(1000), strict=True)
-    from reparam.metrics import Statistics
-
-    real = Statistics.of(iter(parts), 4)  # a fourth class that never occurs
+    real = statistics_of(SampleSet.held(x, y), lambda part: part, classes=4)  # a fourth class that never occurs
     found = classified(x, real)
     precision = torch.linalg.inv(root.T @ root)
     prior = torch.tensor([0.6, 0.3, 0.1]).double().log()

@@ -221,12 +221,59 @@ def test_several_seeds_are_one_entry(tmp_path):
         for seed in range(3)
     ]
     text = words(write(tmp_path, rows))
-    assert "x0 (0.110 ± 0.0100) and v (0.130 ± 0.0100) are level" not in text  # a gap of two deviations, just
+    half = 0.01 * 4.302653 / math.sqrt(3)  # Student's quantile with 2 degrees of freedom
+    assert f"x0 is best (0.110 ± {half:.4f}); the runner-up, v (0.130 ± {half:.4f})" in text  # of every seed
     assert "Means over 3 seeds" in text
     assert "3 seeds" in text
     assert len(re.findall(r'<th scope="row">.{0,900}?<span>x0</span>', write(tmp_path, rows))) == 1
     rows[4]["metrics"]["sliced_wasserstein"]["value"] = 0.2
-    assert "are level" in words(write(tmp_path, rows))
+    page = write(tmp_path, rows)
+    assert "there is no difference from v (0.153 ± " in words(page)
+    assert section(page, "leaderboard").count("no difference from best") == 1
+    assert section(page, "leaderboard").count(f"± {half:.4f}") == 3
+
+
+def test_a_data_set_without_a_difference_is_no_win(tmp_path):
+    values = {("a", "x0"): (0.1, 0.11), ("a", "v"): (0.2, 0.211), ("b", "x0"): (0.3, 0.31), ("b", "v"): (0.29, 0.33)}
+    rows = [
+        make_row(f"{d}-{t}-{seed}", data=d, target=t, seed=seed, value=value)
+        for (d, t), found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    text = words(write(tmp_path, rows))
+    assert "x0 is best on 1 of 2 data sets; on b there is no difference between the best and another." in text
+    assert "Two seeds make wide intervals" in text
+
+
+def test_the_interval_of_a_single_run(tmp_path):
+    rows = [make_row("x0", value=0.1), make_row("v", target="v", value=0.12), make_row("k", target="k", value=0.5)]
+    for row in rows:
+        entry = row["metrics"]["sliced_wasserstein"]
+        entry |= {"interval": [entry["value"] - 0.02, entry["value"] + 0.03], "interval_from": "10 blocks of samples"}
+    page = write(tmp_path, rows)
+    text = words(page)
+    assert "x0 scores best (0.100 ± 0.0250), but there is no difference from v (0.120 ± 0.0250)" in text
+    assert "for 2 comparisons, of these samples only; another seed may differ by more); k is worse." in text
+    assert "of one run’s samples" in section(page, "leaderboard")
+    assert section(page, "leaderboard").count("no difference from best") == 1
+    assert "interval from 10 blocks of samples" in section(page, "measured")
+
+
+def test_columns_where_more_is_better(tmp_path):
+    rows = [make_row("x0"), make_row("v", target="v")]
+    for row, value in zip(rows, (0.4, 0.8), strict=True):
+        row["metrics"]["precision"] = {"value": value, "floor": 0.9, "better": "higher"}
+        row["metrics"]["kernel_distance"] = {"value": -0.001 * value, "floor": -0.001}
+    page = write(tmp_path, rows, rank_by="precision")
+    table = section(page, "leaderboard")
+    assert table.index("v 0.800") < table.index("x0 0.400")
+    assert "precisionhigher is betterranked by this" in table
+    assert "but of precision more is" in table
+    assert 'aria-sort="descending"' in page
+    assert "<b>0.800</b>" in page
+    assert "<b>−8.00e−4</b>" in page
+    assert "v is best (0.800); the runner-up, x0 (0.400), reaches 50 % of that" in words(page)
+    assert "(higher is better)" in " ".join(ElementTree.parse(tmp_path / "overview.svg").getroot().itertext())
 
 
 def test_only_the_best_learning_rate_is_shown(tmp_path):
@@ -795,27 +842,57 @@ def test_there_is_no_section_without_nearest_pictures(tmp_path, bad):
 # -- words
 
 
-def with_metric(row, name, value, floor, about=None):
-    row["metrics"][name] = {"value": value, "floor": floor, **({"about": about} if about else {})}
+def with_metric(row, name, value, floor, **others):
+    row["metrics"][name] = {"value": value, "floor": floor, **others}
     return row
 
 
-def test_what_a_metric_was_measured_on(tmp_path):
-    common = {"reference": 10000, "extractor": "small net at 96 px", "flipped": True}
+def make_card(n=2048, *warnings, **others):
+    reference = {"name": "photos", "digest": "ab" * 32, "n": 50000}
+    return {"samples": {"n": n}, "reference": reference, "extractor": None, "warnings": list(warnings), **others}
+
+
+def test_how_it_was_measured(tmp_path):
     rows = [
-        with_metric(make_row("a"), "fd", 1.0, 0.5, {"n": 2048, **common, "weights": "sha256:ab", "scale": 0.5}),
-        with_metric(make_row("b", target="v"), "fd", 2.0, 0.5, {"n": 512, "weights": "<cd>", "scale": 1.25, **common}),
-        with_metric(make_row("c", target="eps"), "fd", None, 0.5, {"n": 1000, **common}),
-        make_row("d", target="k"),
+        make_row("a", card=make_card(2048, "few samples", pixels="bilinear")),
+        make_row("b", target="v", card=make_card(2048, "few samples", "copies", pixels="bilinear")),
+        with_metric(make_row("c", target="k", card=make_card(512, "few samples")), "fd", 2.0, 1.0, settings={"k": 3}),
+        make_row("d", target="eps", status="failed", reason="no memory"),
     ]
     page = write(tmp_path, rows)
-    table = section(page, "leaderboard")
-    assert (
-        "fd measured on: n 512 to 2,048, reference 10,000, extractor small net at 96 px, flipped True, "
-        "weights sha256:ab or <cd>, scale 0.5 to 1.25" in table
-    )
-    assert "&lt;cd&gt;" in page
-    assert table.count("measured on") == 1
+    found = page[page.index('id="measured"') :].split("</section>")[0]
+    text = section(page, "measured")
+    before, details = found.split("<details>")
+    assert re.findall("<b>Warning:</b> (.*?)<small>(.*?)</small>", before) == [
+        ("few samples", "all runs"),
+        ("copies", "b"),
+    ]
+    assert "Warning" not in details
+    assert "reference name photos; digest abababababab…; n 50,000" in text
+    assert "extractor none" in text
+    lines = re.findall('<tr><th scope="row">(.*?)</th>(.*?)</tr>', details)
+    assert [(run, re.findall("<td>(.*?)</td>", cells)) for run, cells in lines] == [
+        ("a, b", ["2048", "bilinear", "–"]),
+        ("c", ["512", "–", "3"]),
+    ]
+    assert "samples n pixels fd k" in re.sub(r"</th>", " ", words("<body>" + details).replace("\n", " "))
+    assert "Nothing is recorded of d." in text
+
+
+def test_what_cards_say_is_escaped(tmp_path):
+    card = make_card(3, NASTY, **{NASTY: {NASTY: NASTY, "list": [NASTY, 1]}})
+    rows = [make_row("<b>bold", card=card), make_row("v", target="v", card=make_card(4, NASTY, **{NASTY: 1}))]
+    with_metric(rows[0], NASTY, 1.0, 0.5, settings={NASTY: NASTY}, interval=[0.5, 1.5], interval_from=NASTY)
+    page = write(tmp_path, rows)
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "<b>bold" not in page
+    assert section(page, "measured").count("{{title}}") > 4
+
+
+@pytest.mark.parametrize("card", [None, [], "text", {}, {"warnings": "text"}, {"warnings": None, "samples": None}])
+def test_cards_that_are_none(tmp_path, card):
+    page = write(tmp_path, [make_row("x0", card=card), make_row("v", target="v")])
+    assert ('id="measured"' in page) == (isinstance(card, dict) and "samples" in card)
 
 
 def test_the_verdict_where_all_targets_fail(tmp_path):
@@ -844,8 +921,8 @@ def test_names_of_pictures_are_escaped(tmp_path):
     make_run(tmp_path, "x0", kind="pictures", shape=(8, 8, 3), labels=labels, real_labels=labels)
     make_run(tmp_path, "v", kind="pictures", shape=(8, 8, 3), labels=np.array([f"{nasty} {i}" for i in range(40)]))
     make_nearest(tmp_path, "x0")
-    about = {nasty: nasty, "n": 3}
-    rows = [with_metric(make_row("x0", data=nasty, target={"name": nasty}), nasty, 0.5, 0.4, about)]
+    settings = {nasty: nasty, "n": 3}
+    rows = [with_metric(make_row("x0", data=nasty, target={"name": nasty}), nasty, 0.5, 0.4, settings=settings)]
     rows.append(make_row("v", data=nasty + "2", target="v"))
     page = write(tmp_path, rows, title=nasty, description=nasty, notes=[nasty])
     assert page.count("<script") == page.count("</script>") == 2

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .schedules import DDPM, VE, Cosine, Elementwise, Path, RectifiedFlow, Schedule, schedule
     from .spec import Spec, load, save
     from .studies import study
+    from .studies.evaluate import evaluate
     from .studies.train import train
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
@@ -30,6 +31,7 @@ _FROM = {
     "schedules": ["DDPM", "VE", "Cosine", "Elementwise", "Path", "RectifiedFlow", "Schedule", "schedule"],
     "spec": ["Spec", "load", "save"],
     "studies": ["study"],
+    "studies.evaluate": ["evaluate"],
     "studies.train": ["train"],
     "targets": ["Target", "convert", "target"],
     "times": ["LogitNormal", "Uniform"],
@@ -73,6 +75,7 @@ __all__ = [
     "check",
     "convert",
     "errors",
+    "evaluate",
     "guidance",
     "likelihood",
     "load",

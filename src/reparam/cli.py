@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_prepare,
         _add_average,
         _add_sample,
+        _add_eval,
         _add_check,
         _add_basis,
         _add_report,
@@ -192,6 +193,46 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--threshold", metavar="HOW", help="keep x0 in the range of pictures: static or dynamic")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        "score samples against real data, with all that decided the scores; or compare two such cards",
+        "reparam eval samples/ --reference photos/ --out card.json; reparam eval --compare a.json b.json",
+        _eval,
+    )
+    parser.add_argument(
+        "samples",
+        nargs="?",
+        help="a run, a folder, .zip, .tar or .parquet file of pictures, or a .npz or .npy file",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="DATA",
+        help="real data, as a recipe's data: a path, a name, or a YAML mapping; or statistics kept before "
+        "(.safetensors). Of a run, its own data by default",
+    )
+    parser.add_argument("--metrics", metavar="A,B", help="which; all that apply by default")
+    parser.add_argument(
+        "--extractor",
+        help="of pictures: efficientnet_lite0 (the default), '{name: inception, path: FILE}', dinov2, pixels, "
+        "pkg.mod:make",
+    )
+    parser.add_argument(
+        "--range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of float pictures: what black and white are"
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="at most so many reference data; all by default")
+    parser.add_argument("--out", metavar="FILE", help="write the card to this .json file")
+    parser.add_argument("--cache", metavar="DIR", help="keep statistics of references there")
+    parser.add_argument(
+        "--keep-reference", metavar="FILE", help="write the reference's statistics to this .safetensors file"
+    )
+    parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two cards, or runs: do they differ beyond noise?"
+    )
 
 
 def _add_check(commands: Any) -> None:
@@ -387,6 +428,46 @@ def _sample(args: Any) -> int:
         {"out": str(path), "shape": list(shape)},
         f"{shape[0]} samples of shape {list(shape[1:])}: {path}",
     )
+    return 0
+
+
+def _eval(args: Any) -> int:
+    from .errors import Conflict
+
+    if args.compare:
+        if args.samples or args.reference:
+            raise Conflict("--compare takes two cards and nothing else; found samples or --reference beside it.")
+        return _compare(args)
+    if args.samples is None:
+        raise ReparamError("which samples? reparam eval SAMPLES --reference DATA, or --compare A.json B.json.")
+    from .studies.evaluate import evaluate
+
+    if args.extractor and ":" in args.extractor and not args.extractor.lstrip().startswith("{"):
+        _say_aside(f"running your code: extractor {args.extractor}")
+    done = evaluate(
+        args.samples,
+        _named_or_mapping(args.reference, "--reference"),
+        args.metrics.split(",") if args.metrics else None,
+        extractor=_named_or_mapping(args.extractor, "--extractor"),
+        value_range=args.range and tuple(args.range),
+        count=args.count,
+        cache=args.cache,
+        device=args.device,
+        out=args.out,
+        keep_reference=args.keep_reference,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _finish(
+            args, {**done.card, "left_out": done.left_out}, done.text() + (f"\n\ncard: {args.out}" if args.out else "")
+        )
+    return 0
+
+
+def _compare(args: Any) -> int:
+    from .metrics.card import compare, read_card, told
+
+    found = compare(*(read_card(path) for path in args.compare))
+    _finish(args, {"compared": list(args.compare), "metrics": found}, told(found))
     return 0
 
 

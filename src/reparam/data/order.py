@@ -36,8 +36,11 @@ def split(total: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """The indices to train on and those held out, in an order of the seed's.
 
     Raises:
-        DataError: if ``holdout`` is no share between 0 and 1, or leaves fewer than two of either.
+        DataError: if ``holdout`` is no share between 0 and 1, or leaves fewer than two of either. A share of 0 holds
+            nothing out and keeps the order.
     """
+    if holdout == 0:
+        return torch.arange(total), torch.arange(0)
     count = held_out(total, holdout)
     order = permutation(total, seed)
     return order[count:], order[:count]

@@ -45,7 +45,7 @@ def load_pictures(
 
     Args:
         flip: whether training sees each picture mirrored half of the time.
-        holdout: the share kept from training.
+        holdout: the share kept from training; 0 where nothing is trained.
         seed: of the split.
         stream: whether pictures are read from disk as training asks for them; "auto" does so where all of
             them would take more than a quarter of the machine's memory.
@@ -129,7 +129,10 @@ def _streamed(
         heldout_labels=None if labels is None else labels[:h],
         classes=stream.classes,
         flip=flip,
-        remarks=(*_told(stream, h, len(part), held_out(everything.count, holdout)), *everything.remarks),
+        remarks=(
+            *_told(stream, h, len(part), held_out(everything.count, holdout) if holdout else 0),
+            *everything.remarks,
+        ),
         stream=stream,
     )
 
@@ -145,7 +148,7 @@ def _told(stream: Stream, held: int, part: int, asked: int) -> list[str]:
 def _parts(stream: Stream, holdout: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which pictures to train on, which are held out, and the part of the first that is held in memory."""
     most = max(2, min(_MOST, _MOST_BYTES // math.prod(stream.shape)))
-    held = min(held_out(stream.count, holdout), most)
+    held = min(held_out(stream.count, holdout), most) if holdout else 0
     count = stream.count - held
     if stream.blocks is not None and count > stream.window:
         return _of_few_blocks(stream, held, most, seed)

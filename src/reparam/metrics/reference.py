@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +15,16 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from ..errors import ReparamError
-from ..files import read_tensors, write_tensors, write_text
-from .features import Extractor, Pixels, extractor
-from .frechet import Moments
+from ..data.order import mix, permutation
+from ..errors import DataError, ReparamError, SpecError
+from ..files import write_text
+from .extractors import Extractor, Pixels, extractor
+from .sets import SampleSet
+from .statistics import Statistics, processes, statistics_of
 
-_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of features of real data: their moments, and their mean and number in each class."""
-
-    moments: Moments
-    class_means: Tensor
-    class_counts: Tensor
-
-    @classmethod
-    def of(cls, features: Iterator[tuple[Tensor, Tensor | None]], classes: int) -> Statistics:
-        """From parts: features [n, dim] and their labels [n], or None."""
-        moments: Moments | None = None
-        sums, counts = torch.zeros(classes, 0), torch.zeros(classes, dtype=torch.int64)
-        for part, y in features:
-            if moments is None:
-                moments = Moments(part.shape[1])
-                sums = torch.zeros(classes, part.shape[1], dtype=torch.float64)
-            moments.update(part)
-            if y is not None:
-                sums.index_add_(0, y, part.double())
-                counts += torch.bincount(y, minlength=classes)
-        assert moments is not None
-        return cls(moments, sums / counts.clamp(min=1)[:, None], counts)
-
-    def save(self, path: Path) -> None:
-        """Write them to a file."""
-        m = self.moments
-        tensors = {"mean": m.mean, "scatter": m.scatter, "class_means": self.class_means, "counts": self.class_counts}
-        write_tensors(path, tensors, {"count": str(m.count)})
-
-    @classmethod
-    def load(cls, path: Path) -> Statistics:
-        """Those in a file."""
-        tensors, metadata = read_tensors(path)
-        moments = Moments.of(int(metadata["count"]), tensors["mean"], tensors["scatter"])
-        return cls(moments, tensors["class_means"], tensors["counts"])
+#: So many real features are kept, where a metric needs them themselves.
+KEPT = 10_000
+_FORMAT = 1
 
 
 class Reference:
@@ -67,28 +33,35 @@ class Reference:
     Args:
         data: the data set. Samples are compared with its training part.
         features: the extractor for pictures; efficientnet_lite0 by default.
-        count: at most so many real pictures are compared with.
+        count: at most so many real samples are compared with; None takes all.
         cache: a folder to keep statistics in, shared by processes.
         device: where features are computed.
-        ask: called between batches; it may raise to end the work.
+        ask: told after each batch how many samples are done; it may raise to end the work.
+        given: statistics computed before, by ``features``, to be used instead of data.
     """
 
     def __init__(
         self,
         data: Data,
         features: str | dict[str, Any] | None = None,
-        count: int = 10_000,
+        count: int | None = 10_000,
         cache: Path | None = None,
         device: torch.device | str = "cpu",
-        ask: Callable[[], None] = lambda: None,
+        ask: Callable[[int], None] = lambda done: None,
+        given: Statistics | None = None,
     ) -> None:
-        self.data, self.cache, self.device, self._ask = data, cache, device, ask
-        self.count = min(count, len(data.train))
+        self.data, self.cache, self.device, self.ask = data, cache, device, ask
+        most = len(data.train) if count is not None else data.count
+        self.count = given.moments.count if given else min(count or most, most)
+        self.given = given
         self._features = features or "efficientnet_lite0"
+        self._statistics: dict[tuple[str, bool], Statistics] = {}
 
     @functools.cached_property
     def extractor(self) -> Extractor:
-        """The extractor, made when it is first needed."""
+        """The extractor, made when it is first needed; of vectors, their numbers."""
+        if not self.data.pictures:
+            return Numbers()
         found = extractor(self._features).to(self.device)
         found.shown(self.data.shape)
         return found
@@ -98,86 +71,202 @@ class Reference:
         """The extractor of pixels."""
         return Pixels()
 
-    def features(self, x: Tensor, by: Extractor) -> Tensor:
-        """Features of samples as they are stored, shape [n, dim]."""
-        return torch.cat([self._by(by, part) for part in x.split(_BATCH)])
-
-    def _by(self, by: Extractor, part: Tensor) -> Tensor:
-        self._ask()
-        return by(part)
-
-    def key(self, metrics: Sequence[str]) -> list[Any]:
-        """What of this decides the values of these metrics, as plain data."""
-        used = {by.name: by.digest for name in metrics if (by := self._extractor_of(name)) is not None}
-        return [self.count, sorted(used.items())]
-
-    def _extractor_of(self, metric: str) -> Extractor | None:
-        if not self.data.pictures:
-            return None
-        if metric == "pixel_frechet_distance":
-            return self.pixels
-        return self.extractor if metric in ("frechet_distance", "class_error") else None
-
     @functools.cached_property
-    def statistics(self) -> Statistics:
-        """Of the real pictures' features."""
-        return self._statistics(self.extractor)
+    def digest(self) -> str:
+        """Of the real data that are compared with: of which, and how many."""
+        return hashlib.sha256(f"{self.data.digest} {self.count}".encode()).hexdigest()[:16]
 
-    @functools.cached_property
-    def pixel_statistics(self) -> Statistics:
-        """Of the real pictures' pixels."""
-        return self._statistics(self.pixels)
+    def samples(self) -> SampleSet:
+        """The real data that are compared with, as they are stored."""
+        return SampleSet.training(self.data, self.count)
 
-    def _statistics(self, by: Extractor) -> Statistics:
+    def statistics(self, by: Extractor, keep: bool = False) -> Statistics:
+        """Of the real data's features; with some features themselves if they are to be kept."""
+        for key in ((by.name, keep), (by.name, True)):
+            if key in self._statistics:
+                return self._statistics[key]
+        found = self._statistics[by.name, keep] = self._found(by, KEPT if keep else 0)
+        return found
+
+    def _found(self, by: Extractor, keep: int) -> Statistics:
+        if self.given is not None:
+            return self.given
         if self.cache is None:
-            return self._computed(by)
-        key = json.dumps([self.data.digest, self.count, by.name, by.digest])
-        path = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-        self.cache.mkdir(parents=True, exist_ok=True)
+            return self._computed(by, keep)
+        made_of = self.made_of(by, keep)
+        path = self._path(made_of, ".safetensors")
         with _locked(path.with_suffix(".lock")):
-            with contextlib.suppress(ReparamError, KeyError, ValueError):
-                return Statistics.load(path)
-            found = self._computed(by)
-            found.save(path)
+            if _there(path):
+                with contextlib.suppress(SpecError, KeyError):
+                    found, told = Statistics.load(path)
+                    _refuse_another(path, told, made_of)
+                    return found
+            found = self._computed(by, keep)
+            if processes()[0] == 0:
+                found.save(path, made_of)
             return found
 
-    def kept(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def made_of(self, by: Extractor, keep: int) -> str:
+        """What decides the statistics, as text: data, how many, extractor with its preprocessing, weights."""
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "data": self.data.digest,
+                "name": self.data.name,
+                "shape": list(self.data.shape),
+                "count": self.count,
+                "extractor": by.name,
+                "weights": by.digest,
+                "keep": keep,
+            }
+        )
+
+    def _path(self, key: str, suffix: str) -> Path:
+        assert self.cache is not None
+        self.cache.mkdir(parents=True, exist_ok=True)
+        return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{suffix}"
+
+    def kept(self, key: str, compute: Callable[[], dict[str, float | None]]) -> dict[str, float | None]:
         """What was computed before under this key, else what is computed now."""
         if self.cache is None:
             return compute()
-        path = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        self.cache.mkdir(parents=True, exist_ok=True)
+        path = self._path(key, ".json")
         with _locked(path.with_suffix(".lock")):
-            with contextlib.suppress(OSError, ValueError):
-                return dict(json.loads(path.read_text(encoding="utf-8")))
+            if _there(path):
+                told, known = None, None
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    stored = json.loads(path.read_text(encoding="utf-8"))
+                    told, known = str(stored["made_of"]), dict(stored["values"])
+                if told is not None and known is not None:
+                    _refuse_another(path, told, key)
+                    return known
             found = compute()
-            write_text(path, json.dumps(found))
+            if processes()[0] == 0:
+                write_text(path, json.dumps({"made_of": key, "values": found}))
             return found
 
-    def _computed(self, by: Extractor) -> Statistics:
+    def _computed(self, by: Extractor, keep: int) -> Statistics:
+        return statistics_of(self.samples(), by, classes=len(self.data.classes), keep=keep, ask=self.ask)
+
+    def key(self, extractors: Sequence[Extractor]) -> list[Any]:
+        """What of this decides the values of metrics that use these extractors, as plain data."""
+        return [self.digest, sorted({by.name: by.digest for by in extractors}.items())]
+
+    def fresh(self, n: int) -> tuple[SampleSet, Reference] | None:
+        """As many real data to be scored like samples, and what they are compared with; None if there are none.
+
+        They are held out of training, or else of the reference itself: at most half of it, and then the rest is
+        what they are compared with.
+        """
         data = self.data
-        labels = None if data.labels is None else data.labels[: self.count].split(_BATCH)
+        if data.curve is not None:
+            return SampleSet.held(data.fresh(n), name=data.name), self
+        if len(data.heldout) >= 2:
+            labels = None if data.heldout_labels is None else data.heldout_labels[:n]
+            return SampleSet.held(data.heldout[:n], labels, data.name), self
+        if self.given is not None or data.stream is not None or self.count < 4:
+            return None
+        order = permutation(self.count, mix(0, 0xF10))
+        part = order[: min(n, self.count // 2)].sort().values
+        return self.samples().only(part), _Rest(self, part)
 
-        def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
-            for i, part in enumerate(data.train[: self.count].split(_BATCH)):
-                yield self._by(by, part), None if labels is None else labels[i]
 
-        return Statistics.of(parts(), len(data.classes))
+class _Rest(Reference):
+    """A reference without a part of it, which is compared with it."""
 
-    def about(self, metric: str, n: int) -> dict[str, Any]:
-        """What a score was measured on and with; plain data."""
-        if not self.data.pictures:
-            return {"n": n}
-        by = self._extractor_of(metric)
-        if by is None:
-            return {"n": n, "reference": len(self.data.train)}
-        found = {"n": n, "reference": self.count, "extractor": by.name}
-        return {**found, "weights": by.digest} if by.digest else found
+    def __init__(self, whole: Reference, part: Tensor) -> None:
+        left = torch.ones(whole.count, dtype=torch.bool)
+        left[part] = False
+        data = whole.data
+        labels = None if data.labels is None else data.labels[: whole.count][left]
+        rest = replace(data, train=data.train[: whole.count][left], labels=labels)
+        super().__init__(rest, whole._features, None, None, whole.device, whole.ask)
+        self._whole, self._part = whole, part
+        self._parts: dict[str, Statistics] = {}
+        self.extractor = whole.extractor
+
+    def _found(self, by: Extractor, keep: int) -> Statistics:
+        classes = len(self.data.classes)
+        if by.name not in self._parts:
+            samples = self._whole.samples().only(self._part)
+            self._parts[by.name] = statistics_of(samples, by, classes=classes, ask=self.ask)
+        return self._whole.statistics(by, keep > 0).without(self._parts[by.name], self._part)
+
+
+class Numbers(Extractor):
+    """The numbers of vectors themselves."""
+
+    name = "the numbers themselves"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return pictures.flatten(1).float()
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def _there(path: Path) -> bool:
+    """Whether there is such a file: for all processes what the first finds."""
+    found = torch.tensor(path.exists())
+    if processes()[1] > 1:
+        torch.distributed.broadcast(found, 0)
+    return bool(found)
+
+
+def _refuse_another(path: Path, told: str, made_of: str) -> None:
+    """A file of the cache that is not what its name says is neither used nor overwritten."""
+    if told != made_of:
+        raise DataError(
+            f"{path} holds statistics of something else than its name says: {told}, expected {made_of}. It was copied "
+            "or changed by hand; remove it, and they are computed anew."
+        )
+
+
+def given_reference(path: Path, features: str | dict[str, Any] | None, device: torch.device | str) -> Reference:
+    """A reference from statistics that ``save_reference`` wrote.
+
+    Raises:
+        SpecError: if the file cannot be read.
+        DataError: if they were computed by another extractor, other weights or other preprocessing.
+    """
+    try:
+        found, told = Statistics.load(path)
+        record = json.loads(told)
+        shape = [int(n) for n in record["shape"]]
+    except (KeyError, ValueError) as e:
+        raise SpecError(f"{path} holds no statistics of a reference ({e}); write them with --keep-reference.") from e
+    empty = torch.zeros((0, *shape), dtype=torch.uint8)
+    data = Data(name=str(record["name"]), train=empty, heldout=empty)
+    data.__dict__["digest"] = str(record["data"])
+    reference = Reference(data, features, None, None, device, given=found)
+    by = reference.extractor
+    for what, ours, theirs in (("extractor", by.name, record["extractor"]), ("weights", by.digest, record["weights"])):
+        if ours != theirs:
+            raise DataError(
+                f"{path}: its {what} was {theirs!r}, and samples would go through {ours!r}. Such distances mean "
+                "nothing; choose the same extractor (--extractor), or compute the reference anew."
+            )
+    return reference
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write the statistics of a reference of pictures to a file, to be used as one.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    by = reference.extractor
+    found = reference.statistics(by, keep=True)
+    if processes()[0] == 0:
+        found.save(path, reference.made_of(by, KEPT))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process computes, the others wait for it."""
+    """One process computes, the others wait for it; processes that share the work do it together."""
+    if processes()[1] > 1:
+        yield
+        return
     with path.open("a") as file:
         try:
             import fcntl

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from . import plots
 from .plots import escape, number
-from .rows import DUST, Entry, Study, metric_of, words_of
+from .rows import DUST, Entry, Study, words_of
 
-#: So many different settings of a metric are listed.
-_LISTED = 4
+#: What is said below a value, by how the entry stands to the best.
+_STANDINGS = {"no difference": "no difference from best", "better": "better on shared seeds"}
 
 
 def leaderboard(study: Study) -> str:
     """The table of all entries, by data set (HTML)."""
     metrics = study.metrics()
-    heads = "".join(_metric_head(name, name == study.rank_by) for name in metrics)
+    heads = "".join(_metric_head(study, name) for name in metrics)
     head = (
         f'<thead><tr><th scope="col">target</th>{heads}<th scope="col" class="n">learning rate</th>'
         '<th scope="col" class="n">parameters</th><th scope="col" class="n">time</th></tr></thead>'
@@ -33,10 +32,13 @@ def leaderboard(study: Study) -> str:
     )
 
 
-def _metric_head(name: str, ranks: bool) -> str:
-    words = escape(name).replace("_", "_<wbr>")
-    sort = ' aria-sort="ascending"' if ranks else ""
-    return f'<th scope="col" class="n"{sort}>{words}{"<small>ranked by this</small>" if ranks else ""}</th>'
+def _metric_head(study: Study, name: str) -> str:
+    words, higher = escape(name).replace("_", "_<wbr>"), study.higher(name)
+    ranks = name == study.rank_by
+    sort = f' aria-sort="{"descending" if higher else "ascending"}"' if ranks else ""
+    remarks = ["higher is better"] * higher + ["ranked by this"] * ranks
+    told = "".join(f"<small>{remark}</small>" for remark in remarks)
+    return f'<th scope="col" class="n"{sort}>{words}{told}</th>'
 
 
 def _table_group(study: Study, data: str, metrics: Sequence[str]) -> str:
@@ -82,14 +84,18 @@ def _remarks(entry: Entry) -> str:
 
 
 def _value_cell(study: Study, entry: Entry, metric: str) -> str:
-    value = entry.value(metric)
-    least = min((v for e in study.groups[entry.data] if (v := e.value(metric)) is not None), default=None)
-    several = len(study.groups[entry.data]) > 1
-    mark = several and value is not None and value == least and value >= DUST
+    value, half = entry.value(metric), entry.half(metric)
+    several = study.comparisons(entry.data, metric) > 0 or len(study.groups[entry.data]) > 1
+    best = study.ranked(entry.data, metric)[0].value(metric)
     words = number(value)
-    if len(entry.values(metric)) > 1:
-        words += f"<small>± {number(entry.spread(metric))}</small>"
-    return f'<td class="n">{f"<b>{words}</b>" if mark else words}</td>'
+    if half is not None:
+        words += f"<small>± {number(half)}</small>"
+    if several and value is not None and value == best and abs(value) >= DUST:
+        words = f"<b>{words}</b>"
+    if metric == study.metric(entry.data):
+        standing = _STANDINGS.get(study.standing(entry, metric) or "")
+        words += f'<small class="same">{standing}</small>' if standing else ""
+    return f'<td class="n">{words}</td>'
 
 
 def _rate(entry: Entry) -> str:
@@ -112,43 +118,27 @@ def duration(seconds: float) -> str:
 
 
 def _definitions(study: Study, metrics: Sequence[str]) -> str:
-    """What the metrics mean, and what each was measured on (HTML)."""
+    """What the metrics mean (HTML)."""
     from ..metrics import METRICS  # imports torch
 
-    known = ""
-    for name in metrics:
-        words = escape(METRICS[name].words) if name in METRICS else ""
-        measured = _measured(study, name)
-        if words or measured:
-            known += f"<div><dt>{escape(name)}</dt><dd>{words}{measured}</dd></div>"
+    known = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(METRICS[name].words)}</dd></div>"
+        for name in metrics
+        if name in METRICS
+    )
+    higher = [name for name in metrics if study.higher(name)]
+    direction = "Smaller is better" + (f", but of {escape(', '.join(higher))} more is" if higher else "")
     floor = (
-        "<p>Smaller is better. The floor is what as many fresh real data get: no model can be expected to do "
-        "better. In bold: the lowest value of each column.</p>"
+        f"<p>{direction}. The floor is what as many fresh real data get: no model can be expected to do "
+        f"better. In bold: the best value of each column.{_intervals(study, metrics)}</p>"
     )
     return floor + (f'<dl class="words">{known}</dl>' if known else "")
 
 
-def _measured(study: Study, metric: str) -> str:
-    """What a metric was measured on and with, as the rows tell it (HTML)."""
-    told: dict[str, list[Any]] = {}
-    for entry in study.entries:
-        for row in entry.runs:
-            about = metric_of(row, metric).get("about")
-            for key, value in about.items() if isinstance(about, dict) else ():
-                told.setdefault(str(key), []).append(value)
-    facts = [f"{key.replace('_', ' ')} {_alternatives(values)}" for key, values in told.items()]
-    return f"<small>measured on: {escape(', '.join(facts))}</small>" if facts else ""
-
-
-def _alternatives(values: Sequence[Any]) -> str:
-    """All different values in words: numbers as the range they span."""
-    numeric = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if len(numeric) == len(values):
-        return " to ".join(_figure(v) for v in sorted({min(numeric), max(numeric)}))
-    different = list(dict.fromkeys(_figure(v) for v in values))
-    more = len(different) - _LISTED
-    return " or ".join(different[:_LISTED]) + (f" or {more} more" if more > 0 else "")
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else words_of(value)
+def _intervals(study: Study, metrics: Sequence[str]) -> str:
+    """What stands behind ±, where it stands somewhere."""
+    counts = [len(e.values(m)) for e in study.entries for m in metrics if e.half(m) is not None]
+    if not counts:
+        return ""
+    of = ["of the mean over seeds"] * (max(counts) > 1) + ["of one run’s samples"] * (min(counts) == 1)
+    return f" ±: half of the 95 % interval {' or, with one seed, '.join(of)}."

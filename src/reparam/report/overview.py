@@ -143,7 +143,9 @@ def overview(study: Study, found: Sequence[Strip], title: str) -> str:
     ]
     metrics = {study.metric(data): data for data in study.groups}
     names = [metric if len(metrics) == 1 else f"{metric} on {data}" for metric, data in metrics.items()]
-    scores = f", with {' or '.join(names)} below (smaller is better)" if 0 < len(names) < 4 else ""
+    ways = list(dict.fromkeys("higher" if study.higher(metric) else "smaller" for metric in metrics))
+    better = f" ({ways[0]} is better)" if len(ways) == 1 else ""
+    scores = f", with {' or '.join(names)} below{better}" if 0 < len(names) < 4 else ""
     return _drawing(title, groups, f"Final samples{scores}.{_remarks(found)}")
 
 

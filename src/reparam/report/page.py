@@ -1,4 +1,4 @@
-"""The page of a study: verdict, leaderboard, samples at every sampling step, errors, notes.
+"""The page of a study: verdict, leaderboard, samples at every sampling step, errors, how it was measured, notes.
 
 One HTML file that needs nothing else. All words, numbers and charts are static; the script only
 moves the samples along the sampling steps.
@@ -17,6 +17,7 @@ from typing import Any
 from .._version import __version__
 from ..files import write_text
 from . import plots
+from .cards import cards_section
 from .curves import learning_section, noise_section
 from .embed import strips
 from .leaderboard import leaderboard
@@ -86,6 +87,7 @@ def render(
             "nearest": nearest_section(study, out),
             "noise": noise_section(study),
             "learning": learning_section(study, out),
+            "measured": cards_section(study),
             "notes": f'<section><h2 id="notes">Notes</h2><ul>{listed}</ul></section>' if notes else "",
             "version": escape(__version__),
             "data": data,

@@ -6,9 +6,11 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..metrics.significance import Difference, independent_difference, mean_interval, paired_difference
 
 Row = dict[str, Any]
 
@@ -41,10 +43,14 @@ class Entry:
         """The run whose samples are drawn: the first that finished."""
         return (self.finished or self.runs)[0]
 
+    def by_seed(self, metric: str) -> dict[Hashable, float]:
+        """The metric's finite values, by seed."""
+        found = {row.get("seed"): metric_of(row, metric).get("value") for row in self.finished}
+        return {seed: float(v) for seed, v in found.items() if v is not None and math.isfinite(v)}
+
     def values(self, metric: str) -> list[float]:
         """The metric's finite values, one a finished run."""
-        found = [metric_of(row, metric).get("value") for row in self.finished]
-        return [float(v) for v in found if v is not None and math.isfinite(v)]
+        return list(self.by_seed(metric).values())
 
     def value(self, metric: str) -> float | None:
         values = self.values(metric)
@@ -53,6 +59,16 @@ class Entry:
     def spread(self, metric: str) -> float:
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Of 95 %: of the mean over seeds, or where there is but one, of that run's samples."""
+        values = self.by_seed(metric)
+        return own_interval(self, next(iter(values)), metric) if len(values) == 1 else mean_interval([*values.values()])
+
+    def half(self, metric: str) -> float | None:
+        """Half of the interval's width."""
+        interval = self.interval(metric)
+        return None if interval is None else (interval[1] - interval[0]) / 2
 
 
 @dataclass
@@ -112,15 +128,74 @@ class Study:
         found = (metric_of(row, metric).get("floor") for e in self.groups[data] for row in e.runs)
         return next((float(v) for v in found if v is not None), None)
 
+    def higher(self, metric: str) -> bool:
+        """Whether more of it is better."""
+        return any(metric_of(row, metric).get("better") == "higher" for e in self.entries for row in e.runs)
+
     def ranked(self, data: str, metric: str | None = None) -> list[Entry]:
         """The entries of a data set, the best first and what has no value last."""
         name = metric or self.metric(data)
+        sign = -1 if self.higher(name) else 1
 
         def place(entry: Entry) -> tuple[float, int]:
             value = entry.value(name)
-            return (math.inf if value is None else value, entry.series)
+            return (math.inf if value is None else sign * value, entry.series)
 
         return sorted(self.groups[data], key=place)
+
+    def difference(self, a: Entry, b: Entry, metric: str, level: float = 0.95) -> Difference | None:
+        """a less b: over the seeds that both finished, else from the intervals of one run each."""
+        ours, theirs = a.by_seed(metric), b.by_seed(metric)
+        common = [seed for seed in ours if seed in theirs]
+        if len(common) > 1:
+            return paired_difference(ours, theirs, level)
+        if not common and (len(ours), len(theirs)) != (1, 1):
+            return None
+        first, second = (common[0], common[0]) if common else (next(iter(ours)), next(iter(theirs)))
+        left, right = own_interval(a, first, metric), own_interval(b, second, metric)
+        if left is None or right is None:
+            return None
+        return independent_difference(ours[first], left, theirs[second], right, level)
+
+    def comparisons(self, data: str, metric: str) -> int:
+        """How many targets the best is compared with."""
+        return max(0, sum(e.value(metric) is not None for e in self.groups[data]) - 1)
+
+    def from_best(self, entry: Entry, metric: str) -> Difference | None:
+        """An entry less the best of its data set by this metric; None for the best itself.
+
+        The level is such that all the intervals of a data set hold together in 95 % (Bonferroni).
+        """
+        best = self.ranked(entry.data, metric)[0]
+        if entry is best or entry.value(metric) is None:
+            return None
+        return self.difference(entry, best, metric, 1 - 0.05 / self.comparisons(entry.data, metric))
+
+    def standing(self, entry: Entry, metric: str) -> str | None:
+        """How an entry stands to the best of its data set by this metric.
+
+        Returns:
+            "best"; "no difference" or "worse", from the interval of its difference from the best; or
+            "better": over the seeds that both finished, though not in the mean over its own. None
+            where there is nothing to compare or nothing to tell it by.
+        """
+        if entry.value(metric) is None or not self.comparisons(entry.data, metric):
+            return None
+        if entry is self.ranked(entry.data, metric)[0]:
+            return "best"
+        found = self.from_best(entry, metric)
+        if found is None:
+            return None
+        if not found.beyond_noise:
+            return "no difference"
+        return "better" if (found.value > 0) == self.higher(metric) else "worse"
+
+
+def own_interval(entry: Entry, seed: Hashable, metric: str) -> tuple[float, float] | None:
+    """The interval of one run's samples."""
+    row = next(row for row in entry.finished if row.get("seed") == seed)
+    found = metric_of(row, metric).get("interval")
+    return None if found is None else (float(found[0]), float(found[1]))
 
 
 def metric_of(row: Row, name: str) -> dict[str, Any]:
@@ -131,9 +206,11 @@ def _series_keys(rows: Sequence[Row]) -> list[str]:
     """What makes runs one series, as JSON: the target and its variant, without data, seed and rate.
 
     A run that failed early may know no more than its target's name: it joins the one series of that
-    name. Runs that agree in all that is known and in their seed are told apart by a count.
+    name. Runs that agree in all that is known are told apart by their group, or where rows tell of
+    none and they agree in their seed too, by a count.
     """
     keys, seen = [], Counter[tuple[str, str, str]]()
+    groups: dict[tuple[str, str], list[Any]] = {}
     rates = not any("best_lr" in row for row in rows)
     complete = [_identity(row, rates) for row in rows if row.get("status") != "failed"]
     for row in rows:
@@ -141,9 +218,16 @@ def _series_keys(rows: Sequence[Row]) -> list[str]:
         if row.get("status") == "failed" and identity not in complete:
             same = {json.dumps(i, sort_keys=True): i for i in complete if _name(i) == _name(identity)}
             identity = next(iter(same.values())) if len(same) == 1 else identity
-        place = (str(row.get("data")), json.dumps(identity, sort_keys=True), str(row.get("seed")))
-        seen[place] += 1
-        keys.append(json.dumps({**identity, "again": seen[place]}, sort_keys=True))
+        kind = (str(row.get("data")), json.dumps(identity, sort_keys=True))
+        if "group" in row:
+            known = groups.setdefault(kind, [])
+            known += [row["group"]] if row["group"] not in known else []
+            again = known.index(row["group"]) + 1
+        else:
+            place = (*kind, str(row.get("seed")))
+            seen[place] += 1
+            again = seen[place]
+        keys.append(json.dumps({**identity, "again": again}, sort_keys=True))
     return keys
 
 

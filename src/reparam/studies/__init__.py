@@ -24,6 +24,7 @@ from .leaderboard import as_text, rank_metric, ranked
 from .pool import Interrupted, Resources, gentle_interrupt, resources, run_here, run_in_workers
 from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
 from .run import RESULT, blank_row, data_of, forget_data
+from .summary import summary
 
 __all__ = ["Interrupted", "Recipe", "RunConfig", "Study", "load_recipe", "open_study", "study"]
 
@@ -212,6 +213,8 @@ def _conclude(folder: Path, plan: Recipe, rows: dict[str, dict[str, Any]]) -> St
 
     order = ranked(list(rows.values()), plan)
     write_text(folder / "leaderboard.json", json.dumps(order, indent=2) + "\n")
+    summed = summary(order, rank_metric(order[0], plan))
+    write_text(folder / "summary.json", json.dumps(summed, indent=2) + "\n")
     report = write_report(
         folder,
         title=plan.name,
@@ -236,14 +239,22 @@ def _notes(plan: Recipe) -> list[str]:
         f"scored on samples by {first.sample.method().name} in {first.sample.steps} steps, all from the same noise.",
     ]
     if len(seeds) == 1:
-        notes.append("One seed: small differences may be chance.")
+        notes.append("One seed: small differences may be chance. A list of seeds (seed: [0, 1, 2]) tells them apart.")
+    else:
+        notes.append(
+            f"{len(seeds)} seeds: what is said of a target is of its mean over them, and targets are compared seed by "
+            "seed."
+        )
     restricted = {c.target["name"]: c.t_range for c in configs if tuple(c.t_range) != (0.0, 1.0)}
     for name, (low, high) in restricted.items():
         notes.append(f"{name} is trained and sampled on t in [{low:g}, {high:g}], where it is regular.")
     spaces = {str(c.loss_space or c.weighting or "its own target's") for c in configs}
     notes.append(f"Loss measured in {', '.join(sorted(spaces))} space.")
     if len({c.train.lr for c in configs}) > 1:
-        notes.append("Several learning rates were tried; each target is shown at its best one, by the ranking metric.")
+        notes.append(
+            "Several learning rates were tried; each target is shown at its best one, by the ranking metric"
+            f"{'’s mean over seeds' if len(seeds) > 1 else ''}."
+        )
     return notes
 
 

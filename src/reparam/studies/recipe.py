@@ -437,6 +437,8 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
             "is itself a weighting. Remove one of the two."
         )
     _check_part("data", config.data, DATA, extra_data)
+    if config.data.get("holdout") == 0:
+        raise RecipeError("data.holdout is 0, and a run is scored and validated on held-out data; give 0.1 or so.")
     _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim", "image", "channels", "classes"))
     _check_part("schedule", config.schedule, SCHEDULES)
     _check_part("times", config.times, TIMES)

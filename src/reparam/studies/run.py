@@ -3,14 +3,15 @@
 A folder holds ``recipe.yaml``, ``model.safetensors`` (the averaged weights with their spec),
 ``spec.json``, ``metrics.jsonl``, ``samples.npz``, ``trajectory.npz`` (what the model believed
 x0 to be at every step, as the report shows it), for pictures ``nearest.npz`` (some samples and
-the training pictures nearest to them) and, last of all, ``result.json``: its row of the
-leaderboard. Until then ``resume.safetensors`` holds what continuing needs. Statistics of the real
-pictures are kept beside the runs, in ``reference``.
+the training pictures nearest to them), ``card.json`` (the scores and all that decided them) and,
+last of all, ``result.json``: its row of the leaderboard. Until then ``resume.safetensors`` holds
+what continuing needs. Statistics of the real pictures are kept beside the runs, in ``reference``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -30,7 +31,11 @@ from ..denoiser import Denoiser
 from ..errors import DataError, NetworkError
 from ..files import write_text, written_whole
 from ..guidance import ClassifierFree
-from ..metrics import METRICS, Reference, nearest_training
+from ..metrics import METRICS, Reference, SampleSet, Scoring, nearest_training
+from ..metrics import card as cards
+from ..metrics.table import floors as floors_of
+from ..metrics.table import keeps
+from ..metrics.table import scored as scores_of
 from ..networks import made_by, network
 from ..report.views import View, view_of
 from ..samplers import THRESHOLDS, Trajectory, sample
@@ -161,12 +166,12 @@ def reference_of(
 ) -> Reference:
     """The real data that a run is compared with; of pictures, statistics are kept in ``cache``."""
 
-    def ask() -> None:
+    def ask(done: int = 0) -> None:
         if stop():
             raise _Stopped
 
-    place = cache if data.pictures else None
-    return Reference(data, config.extractor, config.sample.reference, place, device, ask)
+    place, count = (cache, config.sample.reference) if data.pictures else (None, None)
+    return Reference(data, config.extractor, count, place, device, ask)
 
 
 def execute(
@@ -234,13 +239,21 @@ def concluded(
         except Diverged as e:
             row |= {"status": "diverged", "reason": str(e), "wall_s": round(trainer.seconds, 2)}
         for name, floor in floors(config, real).items():
-            row["metrics"][name] |= {"floor": floor, "about": real.about(name, scored(config, data))}
+            row["metrics"][name]["floor"] = floor
     except _Stopped:
         return None
     row["x0_error"] = next((h["x0_error"] for h in reversed(trainer.history) if "x0_error" in h), None)
     write_history(trainer, folder)
+    if "card" in row:
+        card = {"format": cards.FORMAT, "metrics": row["metrics"], **row["card"], "noise_levels": noise_levels(row)}
+        write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
     write_text(folder / RESULT, json.dumps(row, indent=2) + "\n")
     return row
+
+
+def noise_levels(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The x0 error by noise level of a card: mean squared, over the data's variance; None where none was measured."""
+    return {"edges_t": row["noise_bins"], "x0_error": row["x0_error"]} if row["x0_error"] else None
 
 
 def _finish(
@@ -323,14 +336,20 @@ def chosen_metrics(config: RunConfig, data: Data) -> list[str]:
     Raises:
         DataError: if one that was asked for does not apply.
     """
-    fitting = [name for name, metric in METRICS.items() if metric.applies(data, config.conditional)]
+    fitting = fitting_metrics(data, config.conditional)
     for name in config.metrics or []:
         if name not in fitting:
             raise DataError(f"metric {name} does not apply to {data.name}; these do: {', '.join(fitting)}.")
     if config.metrics:
         return config.metrics
     once = (config.extractor or {}).get("name") == "pixels"  # the features are the pixels already
-    return [name for name in fitting if not (once and name == "pixel_frechet_distance")]
+    usual = [name for name in fitting if METRICS[name].usual]
+    return [name for name in usual if not (once and name == "pixel_frechet_distance")]
+
+
+def fitting_metrics(data: Data, conditional: bool) -> list[str]:
+    """The metrics that mean anything for these data, and for samples with labels or without."""
+    return [name for name, metric in METRICS.items() if metric.applies(data, conditional)]
 
 
 def scored(config: RunConfig, data: Data) -> int:
@@ -338,18 +357,15 @@ def scored(config: RunConfig, data: Data) -> int:
     return config.sample.n if data.curve is not None else min(config.sample.n, len(data.heldout))
 
 
-_floors: dict[str, dict[str, float]] = {}
+_floors: dict[str, dict[str, float | None]] = {}
 
 
-def floors(config: RunConfig, real: Reference) -> dict[str, float]:
+def floors(config: RunConfig, real: Reference) -> dict[str, float | None]:
     """What fresh real data get, by metric: the values no model can be expected to beat."""
-    data, names = real.data, chosen_metrics(config, real.data)
-    n = scored(config, data)
-    key = json.dumps([data.digest, names, n, real.key(names)])
+    names, n = chosen_metrics(config, real.data), scored(config, real.data)
+    key = json.dumps([real.digest, names, n, config.extractor])
     if key not in _floors:
-        fresh = data.fresh(n) if data.curve is not None else data.heldout[:n]
-        y = None if data.heldout_labels is None else data.heldout_labels[:n]
-        _floors[key] = real.kept(key, lambda: {name: METRICS[name].compute(fresh, real, y) for name in names})
+        _floors[key] = floors_of(real, names, n)
     return _floors[key]
 
 
@@ -454,8 +470,41 @@ def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: De
     )
     if view.kind == "pictures":
         _write_nearest(folder / "nearest.npz", data, data.normalised(x[:_BESIDE]), view)
-    for name, entry in row["metrics"].items():
-        entry["value"] = METRICS[name].compute(x, real, y)
+    scoring = Scoring(SampleSet.held(x, y, row["run"]), real, keep=keeps(list(row["metrics"])))
+    for name, found in scores_of(scoring, list(row["metrics"])).items():
+        row["metrics"][name] |= found
+    row["card"] = {
+        **cards.facts(scoring, source="drawn from the model", to_uint8=to_uint8(data), **made_by_run(config, folder)),
+        "warnings": cards.remarks(scoring, list(row["metrics"])),
+    }
+
+
+def to_uint8(data: Data) -> str | None:
+    """The rule by which what a network draws becomes bytes, for pictures."""
+    return f"round({data.std:g} x + {data.mean:g}), cut off at 0 and 255" if data.pictures else None
+
+
+def made_by_run(config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    """What a card says of the model of a run, and of how samples were drawn from it."""
+    weights, train, drawn = folder / "model.safetensors", config.train, config.sample
+    model: dict[str, Any] = {
+        "target": config.target,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "ema": train.ema,
+        "steps": train.steps,
+        "seed": config.seed,
+    }
+    sampling: dict[str, Any] = {
+        "sampler": drawn.sampler,
+        "steps": drawn.steps,
+        "grid": drawn.grid,
+        "t_range": config.t_range,
+        "threshold": drawn.threshold,
+        "seed": drawn.seed,
+    }
+    if config.conditional:
+        sampling |= {"guidance": drawn.guidance, "guidance_interval": drawn.guidance_interval}
+    return {"model": model, "sampling": sampling}
 
 
 def _reduced(x: Tensor) -> Tensor:
