@@ -124,7 +124,12 @@ def test_sample_writes_pngs_and_a_grid(finished, tmp_path, capsys):
     assert main(["sample", str(out / "x0"), "--n", "5", "--out", str(tmp_path / "a")]) == 0
     assert "5 samples of shape [3, 16, 24]" in capsys.readouterr().out
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png", "grid.png"]
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png", "sampling.json"]
+    assert Image.open(tmp_path / "a-grid.png").size[0] >= 24
+    about = json.loads((tmp_path / "a" / "sampling.json").read_text())
+    assert about["labels"] == [0, 1, 0, 1, 0]
+    assert about["sampling"]["sampler"] == "heun"
+    assert len(about["model"]["weights"]) == 64
     first = np.asarray(Image.open(tmp_path / "a" / "0000.png"))
     assert first.shape == (16, 24, 3)
     # The same, as an array; and the first ones of a seed are the same however many are drawn.
@@ -285,7 +290,7 @@ def test_guidance_and_labels_are_refused_by_a_model_without_classes(tmp_path, ca
     for option in (["--label", "3"], ["--guidance", "2"]):
         assert "trained without labels" in fails(capsys, "sample", str(tmp_path / "m.safetensors"), *option)
     assert main(["sample", str(tmp_path / "m.safetensors"), "--n", "2", "--steps", "2"]) == 0
-    assert (tmp_path / "m-samples-2-seed0-steps2" / "grid.png").exists()
+    assert (tmp_path / "m-samples-2-seed0-steps2-grid.png").exists()
     (tmp_path / "file").write_text("")
     told = fails(capsys, "sample", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "file"))
     assert "is a file; expected a folder" in told

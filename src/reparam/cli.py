@@ -176,7 +176,7 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PLACE",
-        help="where to write: of pictures a folder of PNGs with a grid, else (or if it ends in .npz) an array; "
+        help="where to write: of pictures a folder of PNGs and a grid beside it, else (or if it ends in .npz) an array; "
         "samples-N-seedS in the run's folder by default",
     )
     parser.add_argument("--label", metavar="CLASS", help="a class, by name or number; all in turn by default")

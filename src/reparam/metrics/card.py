@@ -102,8 +102,8 @@ def remarks(scoring: Scoring, metrics: Sequence[str]) -> list[str]:
         few = [f"{count:,} {what}" for count, what in ((n, "samples"), (m, "reference data")) if count <= dim]
         if few:
             found.append(
-                f"{name}: {' and '.join(few)} for {dim:,} features, so a covariance lacks rank. The distance is exact, but "
-                "biased upward: compare it only with others at the same numbers, and beside its floor."
+                f"{name}: {' and '.join(few)} for {dim:,} features, so a covariance lacks rank. The distance is exact, "
+                "but biased upward: compare it only with others at the same numbers, and beside its floor."
             )
     return found + copies(scoring)
 
@@ -126,8 +126,8 @@ def copies(scoring: Scoring) -> list[str]:
     shared = sum(h in theirs for h in ours)
     if shared and theirs == set(ours):
         raise DataError(
-            f"samples ({samples.name}) and reference ({real.data.name}) are the same {len(theirs):,} pictures: the distance "
-            "would be 0 and say nothing."
+            f"samples ({samples.name}) and reference ({real.data.name}) are the same {len(theirs):,} pictures: the "
+            "distance would be 0 and say nothing."
         )
     if shared:
         found.append(f"{shared:,} of {len(ours):,} samples are exact copies of reference pictures")
@@ -153,6 +153,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict) or "samples" not in found:
             raise ValueError("it has no metrics, or does not say of which samples")
+        if not all(isinstance(entry, dict) for entry in found["metrics"].values()):
+            raise ValueError("its metrics are no scores")
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) else e
         raise DataError(f"{file} is no metric card: {reason}. reparam eval … --out CARD.json writes one.") from e

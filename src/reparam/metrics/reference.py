@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import Data
 from ..data.order import mix, permutation
-from ..errors import DataError, ReparamError, SpecError
+from ..errors import DataError, SpecError
 from ..files import write_text
 from .extractors import Extractor, Pixels, extractor
 from .sets import SampleSet
@@ -25,6 +25,10 @@ from .statistics import Statistics, processes, statistics_of
 #: So many real features are kept, where a metric needs them themselves.
 KEPT = 10_000
 _FORMAT = 1
+
+
+class WrongFile(DataError):
+    """A file of a cache holds something else than its name says."""
 
 
 class Reference:
@@ -216,7 +220,7 @@ def _there(path: Path) -> bool:
 def _refuse_another(path: Path, told: str, made_of: str) -> None:
     """A file of the cache that is not what its name says is neither used nor overwritten."""
     if told != made_of:
-        raise DataError(
+        raise WrongFile(
             f"{path} holds statistics of something else than its name says: {told}, expected {made_of}. It was copied "
             "or changed by hand; remove it, and they are computed anew."
         )

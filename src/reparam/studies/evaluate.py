@@ -24,6 +24,7 @@ from ..errors import Conflict, DataError, OutputError, ReparamError, unknown
 from ..files import write_text
 from ..metrics import METRICS, Reference, SampleSet, Scoring, given_reference, save_reference
 from ..metrics.card import card
+from ..metrics.reference import WrongFile
 from ..metrics.statistics import processes
 from ..metrics.table import floors, keeps, scored
 from .leaderboard import number
@@ -322,12 +323,16 @@ def _floors(real: Reference, names: list[str], n: int) -> dict[str, float | None
     """Floors; where there are too few fresh data for some metric, none for those for which there are too few."""
     try:
         return floors(real, names, n)
+    except WrongFile:
+        raise
     except ReparamError:
         found: dict[str, float | None] = {}
         for name in names:
             try:
                 found |= floors(real, [name], n)
             except ReparamError:
+                if name not in _OPTIONAL:
+                    raise
                 found[name] = None
         return found
 
@@ -404,8 +409,8 @@ def _refuse_dark(found: SampleSet) -> None:
     some = found.spread(256).all()
     if some.numel() and int(some.max()) <= 1:
         raise DataError(
-            f"{found.name} holds bytes from {int(some.min())} to {int(some.max())}: floats in [0, 1] that were cast, by "
-            "the look of it. Expected 0 … 255: save round(255 x)."
+            f"{found.name} holds bytes from {int(some.min())} to {int(some.max())}: floats in [0, 1] that were cast, "
+            "by the look of it. Expected 0 … 255: save round(255 x)."
         )
 
 
@@ -424,21 +429,28 @@ def _floats(path: Path) -> bool:
 def _of_array_file(
     path: Path, data: Data, value_range: tuple[float, float] | None, rule: str | None, name: str
 ) -> tuple[SampleSet, str | None]:
+    x, y = _arrays(path)
+    if x.dtype.kind not in "fiub":
+        raise DataError(f"{name} holds {x.dtype}; expected real numbers.")
+    labels = torch.from_numpy(y).long() if y is not None and y.shape == x.shape[:1] and y.dtype.kind in "iu" else None
+    return _of_array(torch.from_numpy(x), labels, data, value_range, rule, name)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The samples in an array file, and what may be their labels."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _of_array(torch.from_numpy(loaded), None, data, value_range, rule, name)
+            return loaded, None
         with loaded:
             keys = list(loaded.files)
             key = "x" if "x" in keys else keys[0] if len(keys) == 1 else None
             key = next((k for k in ("arr_0", "samples") if key is None and k in keys), key)
-            if key is None:
-                raise DataError(f"{path} holds the arrays {', '.join(keys)}; call the samples x.")
-            x, y = loaded[key], loaded["y"] if "y" in keys else None
+            if key is not None:
+                return loaded[key], loaded["y"] if "y" in keys else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"cannot read {path}: {e}. Expected arrays saved by numpy, not pickled.") from e
-    labels = torch.from_numpy(y).long() if y is not None and y.shape == x.shape[:1] and y.dtype.kind in "iu" else None
-    return _of_array(torch.from_numpy(x), labels, data, value_range, rule, name)
+    raise DataError(f"{path} holds the arrays {', '.join(keys)}; call the samples x.")
 
 
 def _of_array(
@@ -461,8 +473,9 @@ def _of_array(
             raise Conflict("--range says what black and white are, and these are no pictures.")
         if x.dtype == torch.uint8 and x.ndim in (3, 4):
             raise DataError(
-                f"{name} holds bytes of shape {list(x.shape)}, pictures by the look of it, and the reference {data.name} "
-                f"numbers of shape {list(data.shape)}. Give both as bytes, or both as floats in the same units."
+                f"{name} holds bytes of shape {list(x.shape)}, pictures by the look of it, and the reference "
+                f"{data.name} numbers of shape {list(data.shape)}. Give both as bytes, or both as floats in the same "
+                "units."
             )
         return SampleSet.held(((x.double() - data.mean) / data.std).float(), y, name), None
     x = _channels_second(x, data.shape, name)
@@ -497,8 +510,8 @@ def _to_bytes(x: Tensor, value_range: tuple[float, float] | None, name: str) -> 
     seen = f"{str(x.dtype).removeprefix('torch.')} from {least:.3g} to {most:.3g}"
     if not x.is_floating_point() or value_range is None:
         raise DataError(
-            f"{name} holds {seen}, and pictures are bytes, uint8 from 0 to 255. Of floats say what black and white are: "
-            "--range -1 1 or --range 0 1 (value_range=(-1, 1))."
+            f"{name} holds {seen}, and pictures are bytes, uint8 from 0 to 255. Of floats say what black and white "
+            "are: --range -1 1 or --range 0 1 (value_range=(-1, 1))."
         )
     low, high = value_range
     if not low < high or not math.isfinite(high - low):
@@ -508,8 +521,8 @@ def _to_bytes(x: Tensor, value_range: tuple[float, float] | None, name: str) -> 
         raise DataError(f"{name} holds {seen}, far outside --range {low:g} {high:g}. Say the right one, or clip first.")
     if least >= low + 0.4 * width or most <= high - 0.4 * width:
         raise DataError(
-            f"{name} holds {seen}, which leaves much of --range {low:g} {high:g} unused: floats in another range, by the "
-            "look of it."
+            f"{name} holds {seen}, which leaves much of --range {low:g} {high:g} unused: floats in another range, "
+            "by the look of it."
         )
     parts = [as_bytes((part.double() - low) / width * 255) for part in x.split(1024)]
     return torch.cat(parts)

@@ -484,9 +484,9 @@ def to_uint8(data: Data) -> str | None:
     return f"round({data.std:g} x + {data.mean:g}), cut off at 0 and 255" if data.pictures else None
 
 
-def made_by_run(config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    """What a card says of the model of a run, and of how samples were drawn from it."""
-    weights, train, drawn = folder / "model.safetensors", config.train, config.sample
+def made_by_run(config: RunConfig, where: Path) -> dict[str, dict[str, Any]]:
+    """What a card says of the model of a run (its folder, or a file of weights), and of how samples were drawn."""
+    weights, train, drawn = where / "model.safetensors" if where.is_dir() else where, config.train, config.sample
     model: dict[str, Any] = {
         "target": config.target,
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..data.base import as_bytes
 from ..data.order import mix
 from ..denoiser import Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
-from ..files import written_whole
+from ..files import write_text, written_whole
 from ..networks import is_factory, network
 from ..report.plots import picture_sheet, png
 from ..samplers import sample
@@ -23,8 +24,10 @@ from ..spec import load, read_spec, weights_file
 from ..training.draws import unit_noise
 from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
-from .run import as_sampled, sample_chunk, write_arrays
+from .run import as_sampled, made_by_run, sample_chunk, write_arrays
 
+#: Beside pictures: of which model they are, and how they were drawn.
+SAMPLING = "sampling.json"
 #: At most so many pictures in a grid.
 _GRID = 400
 
@@ -46,8 +49,9 @@ def sample_run(
 ) -> tuple[Path, tuple[int, ...]]:
     """Draw ``n`` samples from a run, in the units of its data, and write them.
 
-    Pictures become a folder of PNG files with a ``grid.png`` (of the first 400), or, where ``out``
-    ends in .npz, one array of bytes; anything else becomes a .npz file.
+    Pictures become a folder of PNG files, and a grid of the first 400 beside it (FOLDER-grid.png), or, where
+    ``out`` ends in .npz, one array of bytes; anything else becomes a .npz file. Which model they are of and how they were
+    drawn is in ``sampling.json`` in the folder, or the array "about", for the cards of their scores.
 
     Args:
         where: the folder of a run, or a .safetensors file with its spec.
@@ -90,15 +94,18 @@ def sample_run(
     y = _labels(record.get("classes"), label, chosen.guidance, n)
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
     x = _drawn(denoiser, chosen, record, n, y)
-    _write(target, x, y)
+    made = made_by_run(replace(config, sample=chosen), weights) if config else {}
+    about = json.dumps({**made, "labels": None if y is None else y.tolist()})
+    _write(target, x, y, about)
     return target, tuple(x.shape)
 
 
-def _write(target: Path, x: Tensor, y: Tensor | None) -> None:
+def _write(target: Path, x: Tensor, y: Tensor | None, about: str) -> None:
     if target.suffix == ".npz":
-        write_arrays(target, x=x.numpy(), **({} if y is None else {"y": y.numpy()}))
+        write_arrays(target, x=x.numpy(), about=np.asarray(about), **({} if y is None else {"y": y.numpy()}))
     else:
         _write_pictures(target, x)
+        write_text(target / SAMPLING, about + "\n")
 
 
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
@@ -171,7 +178,7 @@ def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None,
         raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
     if target.exists() and not target.is_dir():
         raise OutputError(f"--out {target} is a file; expected a folder for pictures, or a name that ends in .npz.")
-    others = sorted({p.name for p in target.iterdir()} - {*_names(n), "grid.png"}) if target.exists() else []
+    others = sorted({p.name for p in target.iterdir()} - {*_names(n), SAMPLING}) if target.exists() else []
     if others:
         raise OutputError(
             f"--out {target} is not empty (found {', '.join(others[:3])}), and the new pictures would lie among the "
@@ -187,7 +194,7 @@ def _names(n: int) -> list[str]:
 
 
 def _write_pictures(folder: Path, x: Tensor) -> None:
-    """A PNG for every picture, and a grid of the first ones."""
+    """A PNG for every picture, and beside the folder, where no score takes it for a sample, a grid of the first ones."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -196,7 +203,7 @@ def _write_pictures(folder: Path, x: Tensor) -> None:
     rows = np.ascontiguousarray(rows[..., 0] if rows.shape[-1] == 1 else rows)
     for name, picture in zip(_names(len(rows)), rows, strict=True):
         _write_bytes(folder / name, png(picture))
-    _write_bytes(folder / "grid.png", picture_sheet(rows[:_GRID]))
+    _write_bytes(folder.with_name(f"{folder.name}-grid.png"), picture_sheet(rows[:_GRID]))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
