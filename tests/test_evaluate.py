@@ -708,3 +708,30 @@ def test_places_are_refused_before_any_work(digits, tmp_path):
         evaluate(digits[0], digits[1], FD, extractor=OWN, keep_reference=tmp_path / "no" / "r.safetensors")
     with pytest.raises(ReparamError, match=r"ends in \.safetensors"):
         evaluate(digits[0], digits[1], FD, extractor=OWN, keep_reference=tmp_path / "r.npz")
+
+
+def test_drawn_samples_carry_their_model_labels_and_rule_to_the_card(run, tmp_path):
+    """A folder that reparam sample wrote scores as the run itself, and its card says as much."""
+    assert main(["sample", str(run), "--n", "40", "--out", str(tmp_path / "drawn")]) == 0
+    assert main(["sample", str(run), "--n", "40", "--out", str(tmp_path / "drawn.npz")]) == 0
+    reference = {"name": "digits", "pictures": True}
+    cards = [evaluate(tmp_path / name, reference, extractor="pixels").card for name in ("drawn", "drawn.npz")]
+    own = json.loads((run / "card.json").read_text())
+    for card in cards:
+        assert card["samples"]["to_uint8"] == own["samples"]["to_uint8"]
+        assert card["model"] == own["model"]
+        assert card["sampling"]["sampler"] == "heun"
+    assert values_of(cards[0]) == values_of(cards[1])
+    assert "class_error" in cards[0]["metrics"]
+    assert cards[0]["floor"] == {"n": 40, "reference": 1757}
+
+
+def values_of(card):
+    return {name: entry["value"] for name, entry in card["metrics"].items()}
+
+
+def test_a_floor_of_fewer_data_than_samples_is_told(tmp_path):
+    x = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    card = evaluate(x[:40], x[40:], ["frechet_distance"], extractor="pixels").card
+    assert card["floor"] == {"n": 10, "reference": 10}
+    assert any("10 fresh real data against 10, not of 40" in warning for warning in card["warnings"])

@@ -176,8 +176,8 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PLACE",
-        help="where to write: of pictures a folder of PNGs and a grid beside it, else (or if it ends in .npz) an array; "
-        "samples-N-seedS in the run's folder by default",
+        help="where to write: of pictures a folder of PNGs and a grid beside it, else (or if it ends in .npz) an "
+        "array; samples-N-seedS in the run's folder by default",
     )
     parser.add_argument("--label", metavar="CLASS", help="a class, by name or number; all in turn by default")
     parser.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
@@ -435,8 +435,9 @@ def _eval(args: Any) -> int:
     from .errors import Conflict
 
     if args.compare:
-        if args.samples or args.reference:
-            raise Conflict("--compare takes two cards and nothing else; found samples or --reference beside it.")
+        others = ("samples", "reference", "metrics", "extractor", "range", "count", "out", "cache", "keep_reference")
+        if given := [name for name in others if getattr(args, name) is not None]:
+            raise Conflict(f"--compare takes two cards and nothing else; found {', '.join(given)} beside it.")
         return _compare(args)
     if args.samples is None:
         raise ReparamError("which samples? reparam eval SAMPLES --reference DATA, or --compare A.json B.json.")

@@ -174,6 +174,17 @@ class Reference:
         part = order[: min(n, self.count // 2)].sort().values
         return self.samples().only(part), _Rest(self, part)
 
+    def fresh_counts(self, n: int) -> dict[str, int] | None:
+        """Of how many fresh real data a floor for ``n`` samples is, and against how many; None where there is none."""
+        if self.data.curve is not None:
+            return {"n": n, "reference": n}
+        if len(self.data.heldout) >= 2:
+            return {"n": min(n, len(self.data.heldout)), "reference": self.count}
+        if self.given is not None or self.data.stream is not None or self.count < 4:
+            return None
+        part = min(n, self.count // 2)
+        return {"n": part, "reference": self.count - part}
+
 
 class _Rest(Reference):
     """A reference without a part of it, which is compared with it."""

@@ -241,8 +241,8 @@ METRICS: dict[str, Metric] = {
         uses=_extractor,
     ),
     "mmd": Metric(
-        "squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance of real data; unbiased, "
-        "so sometimes negative",
+        "squared maximum mean discrepancy with a Gaussian kernel, the median distance of real data wide; unbiased, so "
+        "sometimes negative",
         _mmd,
         _vectors,
         usual=False,

@@ -481,7 +481,12 @@ def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: De
 
 def to_uint8(data: Data) -> str | None:
     """The rule by which what a network draws becomes bytes, for pictures."""
-    return f"round({data.std:g} x + {data.mean:g}), cut off at 0 and 255" if data.pictures else None
+    return byte_rule(data.mean, data.std) if data.pictures else None
+
+
+def byte_rule(mean: float, std: float) -> str:
+    """How numbers of a network become bytes, in words."""
+    return f"round({std:g} x + {mean:g}), cut off at 0 and 255"
 
 
 def made_by_run(config: RunConfig, where: Path) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from ..spec import load, read_spec, weights_file
 from ..training.draws import unit_noise
 from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
-from .run import as_sampled, made_by_run, sample_chunk, write_arrays
+from .run import as_sampled, byte_rule, made_by_run, sample_chunk, write_arrays
 
 #: Beside pictures: of which model they are, and how they were drawn.
 SAMPLING = "sampling.json"
@@ -50,8 +50,8 @@ def sample_run(
     """Draw ``n`` samples from a run, in the units of its data, and write them.
 
     Pictures become a folder of PNG files, and a grid of the first 400 beside it (FOLDER-grid.png), or, where
-    ``out`` ends in .npz, one array of bytes; anything else becomes a .npz file. Which model they are of and how they were
-    drawn is in ``sampling.json`` in the folder, or the array "about", for the cards of their scores.
+    ``out`` ends in .npz, one array of bytes; anything else becomes a .npz file. Which model they are of and how
+    they were drawn is in ``sampling.json`` in the folder, or in the array "about", for the cards of their scores.
 
     Args:
         where: the folder of a run, or a .safetensors file with its spec.
@@ -95,7 +95,8 @@ def sample_run(
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
     x = _drawn(denoiser, chosen, record, n, y)
     made = made_by_run(replace(config, sample=chosen), weights) if config else {}
-    about = json.dumps({**made, "labels": None if y is None else y.tolist()})
+    rule = _rule(record) if record.get("pictures") else None
+    about = json.dumps({**made, "to_uint8": rule, "labels": None if y is None else y.tolist()})
     _write(target, x, y, about)
     return target, tuple(x.shape)
 
@@ -161,6 +162,11 @@ def _in_original_units(x: Tensor, data: dict[str, Any]) -> Tensor:
     return as_bytes(found) if data.get("pictures") else found
 
 
+def _rule(data: dict[str, Any]) -> str:
+    scale = data.get("normalised_by", {"mean": 0.0, "std": 1.0})
+    return byte_rule(scale["mean"], scale["std"])
+
+
 def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None, pictures: bool) -> Path:
     """Where to write, found usable before anything is drawn; by default named after what was asked for."""
     if out is None:
@@ -194,7 +200,7 @@ def _names(n: int) -> list[str]:
 
 
 def _write_pictures(folder: Path, x: Tensor) -> None:
-    """A PNG for every picture, and beside the folder, where no score takes it for a sample, a grid of the first ones."""
+    """A PNG for every picture, and a grid of the first ones beside the folder, where no score takes it for a sample."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -118,7 +118,7 @@ def _dtype_named(name: str, dtype: str) -> torch.dtype:
 
 @contextlib.contextmanager
 def _plain_float32() -> Iterator[None]:
-    """Float32 without the shortcuts (TF32, bfloat16) that training may have allowed: scores are not to depend on them."""
+    """Float32 without the shortcuts (TF32, bfloat16) that training may have allowed."""
     enabled = torch.backends.cudnn.enabled
     with (
         _plain_matmul(),
