@@ -407,7 +407,7 @@ def test_copies_of_the_reference_are_counted(digits):
     x, real = digits
     found = pixels(np.concatenate([x[:100], real[7:20]]), real).card["warnings"]
     assert found == ["13 of 113 samples are exact copies of reference pictures"]
-    assert pixels(x, real).card["warnings"] == []
+    assert pixels(x[:200], real).card["warnings"] == []
 
 
 def test_the_same_set_on_both_sides_is_refused(digits, tmp_path):

@@ -124,9 +124,9 @@ def test_sample_writes_pngs_and_a_grid(finished, tmp_path, capsys):
     assert main(["sample", str(out / "x0"), "--n", "5", "--out", str(tmp_path / "a")]) == 0
     assert "5 samples of shape [3, 16, 24]" in capsys.readouterr().out
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png", "sampling.json"]
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png"]
     assert Image.open(tmp_path / "a-grid.png").size[0] >= 24
-    about = json.loads((tmp_path / "a" / "sampling.json").read_text())
+    about = json.loads((tmp_path / "a.json").read_text())
     assert about["labels"] == [0, 1, 0, 1, 0]
     assert about["sampling"]["sampler"] == "heun"
     assert len(about["model"]["weights"]) == 64

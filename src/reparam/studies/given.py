@@ -20,7 +20,7 @@ from ..errors import Conflict, DataError
 from ..metrics import SampleSet
 from .recipe import RunConfig, from_dict, parse_yaml
 from .run import to_uint8
-from .sampling import SAMPLING
+from .sampling import told_beside
 
 _BYTES = "bytes as they are"
 
@@ -93,7 +93,7 @@ def drawn_as(samples: Any) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as loaded:
                 text = str(loaded["about"])
         else:
-            text = (path / SAMPLING).read_text(encoding="utf-8")
+            text = told_beside(path).read_text(encoding="utf-8")
         found = json.loads(text)
         return found if isinstance(found, dict) else {}
     return {}

@@ -475,6 +475,7 @@ def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: De
         row["metrics"][name] |= found
     row["card"] = {
         **cards.facts(scoring, source="drawn from the model", to_uint8=to_uint8(data), **made_by_run(config, folder)),
+        "floor": real.fresh_counts(scoring.samples.count),
         "warnings": cards.remarks(scoring, list(row["metrics"])),
     }
 

@@ -26,8 +26,6 @@ from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
 from .run import as_sampled, byte_rule, made_by_run, sample_chunk, write_arrays
 
-#: Beside pictures: of which model they are, and how they were drawn.
-SAMPLING = "sampling.json"
 #: At most so many pictures in a grid.
 _GRID = 400
 
@@ -51,7 +49,7 @@ def sample_run(
 
     Pictures become a folder of PNG files, and a grid of the first 400 beside it (FOLDER-grid.png), or, where
     ``out`` ends in .npz, one array of bytes; anything else becomes a .npz file. Which model they are of and how
-    they were drawn is in ``sampling.json`` in the folder, or in the array "about", for the cards of their scores.
+    they were drawn is in FOLDER.json beside it, or in the array "about", for the cards of their scores.
 
     Args:
         where: the folder of a run, or a .safetensors file with its spec.
@@ -106,7 +104,7 @@ def _write(target: Path, x: Tensor, y: Tensor | None, about: str) -> None:
         write_arrays(target, x=x.numpy(), about=np.asarray(about), **({} if y is None else {"y": y.numpy()}))
     else:
         _write_pictures(target, x)
-        write_text(target / SAMPLING, about + "\n")
+        write_text(told_beside(target), about + "\n")
 
 
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
@@ -184,13 +182,18 @@ def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None,
         raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
     if target.exists() and not target.is_dir():
         raise OutputError(f"--out {target} is a file; expected a folder for pictures, or a name that ends in .npz.")
-    others = sorted({p.name for p in target.iterdir()} - {*_names(n), SAMPLING}) if target.exists() else []
+    others = sorted({p.name for p in target.iterdir()} - set(_names(n))) if target.exists() else []
     if others:
         raise OutputError(
             f"--out {target} is not empty (found {', '.join(others[:3])}), and the new pictures would lie among the "
             "old; nothing was touched. Choose a new folder."
         )
     return target
+
+
+def told_beside(folder: Path) -> Path:
+    """The file that says of which model the pictures in a folder are, and how they were drawn."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def _names(n: int) -> list[str]:
