@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import Conflict, DataError, OutputError
 from ..files import write_text, written_whole
 from ..report.plots import picture_sheet
+from ..report.rows import words_of
 from .console import Console
 from .estimate import describe, probe
 from .folders import differences, folder_name, locked, refuse_foreign
@@ -248,7 +249,7 @@ def _notes(plan: Recipe) -> list[str]:
     restricted = {c.target["name"]: c.t_range for c in configs if tuple(c.t_range) != (0.0, 1.0)}
     for name, (low, high) in restricted.items():
         notes.append(f"{name} is trained and sampled on t in [{low:g}, {high:g}], where it is regular.")
-    spaces = {str(c.loss_space or c.weighting or "its own target's") for c in configs}
+    spaces = {words_of(c.loss_space or c.weighting or "its own target's") for c in configs}
     notes.append(f"Loss measured in {', '.join(sorted(spaces))} space.")
     if len({c.train.lr for c in configs}) > 1:
         notes.append(
