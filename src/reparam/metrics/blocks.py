@@ -52,6 +52,12 @@ def block_interval(
     without = torch.tensor([float(score(x[block != b])) for b in range(blocks)], dtype=torch.float64)
     if not math.isfinite(whole) or not bool(without.isfinite().all()):
         raise DataError(f"the score is {whole:g} of all features and {without.tolist()} without a block; not finite.")
+    return jackknife_interval(whole, without, level)
+
+
+def jackknife_interval(whole: float, without: Tensor, level: float = 0.95) -> tuple[float, float]:
+    """The interval of :func:`block_interval`, from the score of all rows and those without each block, float64 [B]."""
+    blocks = len(without)
     error = float(((blocks - 1) * without.var(correction=0)).sqrt())
     margin = student_quantile(level, blocks - 1) * error
     return whole - margin, whole + margin

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .blocks import student_quantile
+from .blocks import jackknife_interval, student_quantile
 from .extractors import Extractor
 from .neighbours import precision_recall
 from .reference import KEPT, Reference
@@ -147,6 +147,4 @@ def jackknife(value: float, without: Sequence[float], settings: dict[str, Any]) 
     blocks = len(left_out)
     if blocks < 2 or not bool(left_out.isfinite().all()):
         return Score(value, settings=settings)
-    error = float(((blocks - 1) * left_out.var(correction=0)).sqrt())
-    half = student_quantile(_LEVEL, blocks - 1) * error
-    return Score(value, (value - half, value + half), f"{blocks} blocks of samples", settings)
+    return Score(value, jackknife_interval(value, left_out, _LEVEL), f"{blocks} blocks of samples", settings)

@@ -28,7 +28,7 @@ from .given import drawn_as, holds_floats, refuse_dark, run_in, samples_to_score
 from .leaderboard import number
 from .pool import resources
 from .recipe import RunConfig, data_named
-from .run import data_of, fitting_metrics, forget_data, made_by_run
+from .run import data_of, fitting_metrics, forget_data, made_by_run, noise_levels
 
 #: Metrics that are left out with a word where samples do not suffice, unless they were asked for.
 _OPTIONAL = ("frechet_infinity", "kernel_distance", "mmd", "precision", "recall", "density", "coverage")
@@ -126,24 +126,37 @@ def evaluate(
         least = _floors(real, list(entries), found.count)
         for name, entry in entries.items():
             entry["floor"] = least[name]
-        made: dict[str, Any] = made_by_run(run[0], run[1]) if run else drawn_as(samples)
-        levels = _noise_levels(run[1]) if run else None
-        remarks = [f"{side.name}: {remark}" for side in (found, real.data) for remark in side.remarks]
-        whole = card(
-            scoring,
-            entries,
-            source=_told(samples),
-            to_uint8=rule,
-            model=made.get("model"),
-            sampling=made.get("sampling"),
-            noise_levels=levels,
-            warnings=remarks,
-        )
-        whole["floor"] = real.fresh_counts(found.count)
-        whole["warnings"] += _of_floor(whole["floor"], found.count)
+        whole = _card(scoring, entries, samples, run, rule)
         if out is not None and processes()[0] == 0:
             write_text(out, json.dumps(whole, indent=2) + "\n")
     return Evaluation(whole, left_out)
+
+
+def _card(
+    scoring: Scoring,
+    entries: dict[str, dict[str, Any]],
+    samples: Any,
+    run: tuple[RunConfig, Path] | None,
+    rule: str | None,
+) -> dict[str, Any]:
+    """The scores with all that is known of how they came about."""
+    found, real = scoring.samples, scoring.real
+    made: dict[str, Any] = made_by_run(run[0], run[1]) if run else drawn_as(samples)
+    levels = _noise_levels(run[1]) if run else None
+    remarks = [f"{side.name}: {remark}" for side in (found, real.data) for remark in side.remarks]
+    whole = card(
+        scoring,
+        entries,
+        source=_told(samples),
+        to_uint8=rule,
+        model=made.get("model"),
+        sampling=made.get("sampling"),
+        noise_levels=levels,
+        warnings=remarks,
+    )
+    whole["floor"] = real.fresh_counts(found.count)
+    whole["warnings"] += _of_floor(whole["floor"], found.count)
+    return whole
 
 
 def _of_floor(counts: dict[str, int] | None, n: int) -> list[str]:
@@ -184,8 +197,7 @@ def _told(samples: Any) -> str:
 def _noise_levels(folder: Path) -> dict[str, Any] | None:
     """The x0 error by noise level that a run's training ended with."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        row = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return {"edges_t": row["noise_bins"], "x0_error": row["x0_error"]} if row["x0_error"] else None
+        return noise_levels(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     return None
 
 
