@@ -12,6 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import errors, guidance, likelihood, metrics, networks, samplers, schedules, targets, times, weightings
+    from .confidence import Gaussian
     from .denoiser import Conventions, Denoiser, Posterior
     from .objective import Objective
     from .samplers import DDIM, Euler, Heun, Trajectory, sample
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .tools.check import check
 
 _FROM = {
+    "confidence": ["Gaussian"],
     "denoiser": ["Conventions", "Denoiser", "Posterior"],
     "objective": ["Objective"],
     "samplers": ["DDIM", "Euler", "Heun", "Trajectory", "sample"],
@@ -60,6 +62,7 @@ __all__ = [
     "Denoiser",
     "Elementwise",
     "Euler",
+    "Gaussian",
     "Heun",
     "LogitNormal",
     "Objective",

@@ -8,24 +8,33 @@ its input, what it predicts and where it was trained are stated once, in
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .confidence import Gaussian, prediction
 from .errors import NetworkError, ReparamError, SingularTime, TimeOutOfRange, Unsupported, unknown
 from .schedules import DDPM, Schedule, Time, as_time, like, schedule
-from .targets import X0, Target, coefficients, target
+from .targets import X0, Target, coefficients
 from .targets.core import aligned
 
 
 class Posterior(NamedTuple):
-    """What is known of x0 given x_t: its mean, and its variance where the model has one."""
+    """What is known of x0 given x_t.
+
+    Attributes:
+        mean: E[x0 | x_t], shape [B, …].
+        var: Var[x0 | x_t] by element, where the model has one.
+        root: a square root A of the covariance A Aᵀ, shape [B, D, D], where that is full.
+    """
 
     mean: Tensor
     var: Tensor | None = None
+    root: Tensor | None = None
 
 
 #: Numbers below which a pass over the data costs less than setting up a better one.
@@ -42,17 +51,20 @@ class Estimate:
     four, and loses nothing to the cancellation between a x_t and b y.
     """
 
-    __slots__ = ("_mean", "a", "b", "var", "x", "y")
+    __slots__ = ("_mean", "a", "b", "root", "var", "x", "y")
 
-    def __init__(self, x: Tensor, a: Coefficient, b: Coefficient, y: Tensor, var: Tensor | None = None) -> None:
-        self.x, self.a, self.b, self.y, self.var = x, a, b, y, var
+    def __init__(self, x: Tensor, a: Coefficient, b: Coefficient, y: Tensor) -> None:
+        self.x, self.a, self.b, self.y = x, a, b, y
         self._mean: Tensor | None = None
+        #: As of the posterior.
+        self.var: Tensor | None = None
+        self.root: Tensor | None = None
 
     @classmethod
     def of(cls, posterior: Posterior, x: Tensor) -> Estimate:
         """The estimate that a posterior at ``x`` states."""
-        found = cls(x, 0.0, 1.0, posterior.mean, posterior.var)
-        found._mean = posterior.mean
+        found = cls(x, 0.0, 1.0, posterior.mean)
+        found._mean, found.var, found.root = posterior
         return found
 
     @property
@@ -120,7 +132,7 @@ class Conventions:
 
     Args:
         schedule: the forward process, an object, a name or a mapping.
-        target: what the network predicts, likewise.
+        target: what the network predicts, likewise; or a likelihood over that (:class:`reparam.Gaussian`).
         time: how it wants its time: "t", "1-t", "1000t", "step" (int64), "log_snr" or
             "log_sigma/4" (EDM's c_noise, of σ/α).
         input: how x_t is scaled: "none"; "unit_variance", divided by sqrt(α² + σ²), of unit variance for
@@ -138,10 +150,17 @@ class Conventions:
     time: str = "t"
     input: str = "none"
     t_range: tuple[float, float] = (0.0, 1.0)
+    #: How sure the network says it is, or None: what was given as ``target`` where that is a likelihood.
+    likelihood: Gaussian | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", schedule(self.schedule))
-        object.__setattr__(self, "target", target(self.target))
+        predicted = prediction(self.target)
+        if isinstance(predicted, Gaussian):
+            predicted.check(self.schedule)
+            object.__setattr__(self, "likelihood", predicted)
+            predicted = predicted.target
+        object.__setattr__(self, "target", predicted)
         if self.time not in TIME_CONVENTIONS:
             raise unknown("time convention", self.time, TIME_CONVENTIONS)
         if self.input not in INPUT_CONVENTIONS:
@@ -178,11 +197,18 @@ class Conventions:
         """The time as the network wants it; float64 (int64 for "step"), shape of t."""
         return TIME_CONVENTIONS[self.time](t, self.schedule)
 
-    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """The network's output at x_t [B, …] and float64 times t (scalar or [B]), checked and cast up.
+    def predicted(self) -> Target | Gaussian:
+        """The target, or the likelihood over it: what :class:`Conventions` takes as ``target``."""
+        return self.target if self.likelihood is None else replace(self.likelihood, target=self.target)
+
+    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The network's prediction at x_t [B, …] and float64 times t (scalar or [B]), checked and cast up.
+
+        Returns:
+            The prediction, of x_t's shape; and what the network says of its covariance, under a likelihood.
 
         Raises:
-            NetworkError: if the output has not the shape of x_t.
+            NetworkError: if the output has not the shape of x_t, or that which a likelihood needs.
         """
         scale = INPUT_CONVENTIONS[self.input]
         x = x_t if scale is None else like(scale(t, self.schedule, self.target), x_t) * x_t
@@ -190,24 +216,28 @@ class Conventions:
         dtype = time.dtype if time.dtype == torch.int64 else x_t.dtype
         return self._answer(net, x, time.to(device=x_t.device, dtype=dtype, non_blocking=True), x_t, cond)
 
-    def _answer(self, net: nn.Module, x: Tensor, time: Tensor, x_t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def _answer(
+        self, net: nn.Module, x: Tensor, time: Tensor, x_t: Tensor, cond: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
         y = net(x, time.expand(x_t.shape[0]), **cond)
+        if self.likelihood is not None:
+            return self.likelihood.split(y, x_t, type(net).__name__)
         if not isinstance(y, Tensor) or y.shape != x_t.shape:
             found = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise NetworkError(
                 f"{type(net).__name__} returned {found} for an input of shape {list(x_t.shape)}; a network "
                 f"that predicts {self.target.name} returns a tensor of its input's shape."
             )
-        return y.to(x_t.dtype) if y.dtype != x_t.dtype else y
+        return y.to(x_t.dtype) if y.dtype != x_t.dtype else y, None
 
     def table(self, times: Sequence[float], device: torch.device, dtype: torch.dtype) -> dict[float, _Entry]:
         """What a network is called with, and what is made of its answer, at every one of ``times``.
 
-        Empty for a target that has its own way to x0, or elementwise coefficients, and where a
+        Empty for a target that has its own way to x0, for elementwise coefficients or variances, and where a
         time is singular: such are left to the general way, which also has the error to raise.
         """
         kind = type(self.target)
-        if kind.to_x0 is not Target.to_x0 or kind.apply is not Target.apply:
+        if kind.to_x0 is not Target.to_x0 or kind.apply is not Target.apply or self.likelihood is not None:
             return {}
         t = as_time(torch.tensor(times, dtype=torch.float64))
         try:
@@ -227,7 +257,8 @@ class Conventions:
     def look_up(self, entry: _Entry, net: nn.Module, x_t: Tensor, cond: Mapping[str, Any]) -> Estimate:
         """The estimate at a time of the table."""
         x = x_t if entry.scale is None else x_t * entry.scale
-        return Estimate(x_t, entry.a, entry.b, self._answer(net, x, entry.time, x_t, cond))
+        y, _ = self._answer(net, x, entry.time, x_t, cond)
+        return Estimate(x_t, entry.a, entry.b, y)
 
 
 class _Entry(NamedTuple):
@@ -261,7 +292,7 @@ class Denoiser(nn.Module):
         self,
         net: nn.Module,
         schedule: Schedule | str | dict[str, Any],
-        target: Target | str | dict[str, Any],
+        target: Target | Gaussian | str | dict[str, Any],
         *,
         time: str = "t",
         input: str = "none",
@@ -301,8 +332,35 @@ class Denoiser(nn.Module):
         if (entry := self._entry(x_t, t)) is not None:
             return Posterior(self.conventions.look_up(entry, self.net, x_t, cond).mean)
         t64 = as_time(t)
-        y = self.conventions.call(self.net, x_t, t64, cond)
-        return Posterior(self.target.to_x0(y, x_t, t64, self.schedule))
+        y, rest = self.conventions.call(self.net, x_t, t64, cond)
+        mean = self.target.to_x0(y, x_t, t64, self.schedule)
+        likelihood = self.conventions.likelihood
+        if rest is None or likelihood is None or likelihood.of != "x0":
+            return Posterior(mean)
+        return Posterior(mean, *likelihood.covariance_of(rest, x_t, t64, self.schedule))
+
+    def log_prob(self, x: Tensor, x_t: Tensor, t: Time, **cond: Any) -> Tensor:
+        """The log-likelihood of ``x`` given ``x_t``, both [B, …], at ``t``, a scalar or of shape [B]; nats, shape [B].
+
+        Of a likelihood of "x0", x is clean data; of one of "noisy" it is another noisy sample of the same data,
+        in the units of x_t.
+
+        Raises:
+            Unsupported: if the model has no likelihood.
+        """
+        likelihood = self.conventions.likelihood
+        if likelihood is None:
+            raise Unsupported(
+                f"this model predicts {self.target.name} alone, without a variance; train it with "
+                f"rp.Gaussian({self.target.name!r}), or attach one (reparam train --add-confidence)."
+            )
+        x_t, t64 = x_t.to(torch.promote_types(x_t.dtype, torch.float32)), as_time(t)
+        y, rest = self.conventions.call(self.net, x_t, t64, cond)
+        mean = self.target.to_x0(y, x_t, t64, self.schedule)
+        if likelihood.of == "noisy":
+            mean = like(self.schedule.alpha(t64), mean) * mean
+        assert rest is not None
+        return normal_log_prob(x - mean, *likelihood.covariance_of(rest, x_t, t64, self.schedule))
 
     def on(self, schedule: Schedule | str | dict[str, Any]) -> Denoiser:
         """The same network under another forward process, matched by log-SNR and exact: nothing is trained.
@@ -326,6 +384,18 @@ class Denoiser(nn.Module):
                 return None
             t = t.item()
         return entries.get(t) if x_t.dtype == dtype and x_t.device == device else None
+
+
+def normal_log_prob(deviation: Tensor, var: Tensor, root: Tensor | None = None) -> Tensor:
+    """log N(deviation; 0, covariance), [B], of deviations [B, …] under variances by element, or a full
+    covariance's triangular root [B, D, D]."""
+    half_log_2pi = math.log(2 * math.pi) / 2
+    if root is None:
+        each = -deviation.square() / (2 * var) - var.log() / 2 - half_log_2pi
+        return each.flatten(1).sum(1)
+    z = torch.linalg.solve_triangular(root, deviation[..., None], upper=True)[..., 0]
+    log_volume = root.diagonal(dim1=1, dim2=2).log().sum(1)
+    return -z.square().sum(1) / 2 - log_volume - half_log_2pi * deviation.shape[1]
 
 
 def estimate(denoiser: Denoiser, x_t: Tensor, t: float, cond: Mapping[str, Any]) -> Estimate:

@@ -111,7 +111,7 @@ class Autoguidance(Guided):
         if not bool((w != 1).any()):
             return good
         worse: Posterior = self.guide(x_t, t, **cond)
-        return Posterior(worse.mean + like(w, good.mean) * (good.mean - worse.mean), good.var)
+        return good._replace(mean=worse.mean + like(w, good.mean) * (good.mean - worse.mean))
 
 
 def _checked(weight: float, interval: tuple[float, float]) -> tuple[float, tuple[float, float]]:
@@ -184,4 +184,5 @@ class ClassifierFree(Guided):
         times = torch.cat([t64, t64]) if t64.ndim else t64
         posterior: Posterior = self.inner(torch.cat([x_t, x_t]), times, y=both, **twice)
         c, u = posterior.mean.chunk(2)
-        return Posterior(u + like(w, c) * (c - u), None if posterior.var is None else posterior.var.chunk(2)[0])
+        var, root = (None if p is None else p.chunk(2)[0] for p in posterior[1:])
+        return Posterior(u + like(w, c) * (c - u), var, root)

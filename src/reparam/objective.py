@@ -3,13 +3,16 @@ r"""The training objective: schedule × target × loss space × weighting × tim
 .. math:: L = w(t)\,\lVert \hat y - y \rVert^2 / D, \qquad y = p\,x_0 + q\,\varepsilon,
 
 one loss per sample, with the weight expressed on the prediction's own error
-(:mod:`reparam.weightings`). Conventions are stated here once and travel from here to the
-sampler (:meth:`Objective.denoiser`) and to the weights (:mod:`reparam.spec`).
+(:mod:`reparam.weightings`). Under a likelihood
+(:class:`reparam.Gaussian`) the loss is its negative logarithm instead, in nats an element. Conventions are
+stated here once and travel from here to the sampler (:meth:`Objective.denoiser`) and to the weights
+(:mod:`reparam.spec`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from . import times as noise_levels
 from . import weightings
+from .confidence import Gaussian
 from .denoiser import Conventions, Denoiser
 from .errors import Conflict, ReparamError, SingularTime
 from .schedules import DDPM, Schedule, Time, as_time, like
@@ -30,7 +34,8 @@ class Objective(nn.Module):
 
     Args:
         schedule: the forward process.
-        target: what the network predicts.
+        target: what the network predicts; or a likelihood over that, :class:`reparam.Gaussian`, which is itself the
+            loss.
         loss_space: the target in whose space the squared error is taken (a name or an
             object); its own by default. It *is* the weighting Δ_s²/σ². A mapping such as
             ``{"x0": 1, "eps": 0.1}`` sums several (the hybrid loss).
@@ -40,7 +45,7 @@ class Objective(nn.Module):
         time, input, t_range: see :class:`reparam.denoiser.Conventions`.
 
     Raises:
-        Conflict: if both loss_space and weighting are given.
+        Conflict: if both loss_space and weighting are given, or either beside a likelihood.
         SingularTime: if the target is singular inside t_range.
         Conflict: if a table's last step would never be trained.
         UnknownName: if a name is not known.
@@ -49,7 +54,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         schedule: Schedule | str | dict[str, Any],
-        target: Target | str | dict[str, Any],
+        target: Target | Gaussian | str | dict[str, Any],
         *,
         loss_space: Target | str | dict[str, Any] | None = None,
         weighting: Weighting | str | dict[str, Any] | None = None,
@@ -65,12 +70,18 @@ class Objective(nn.Module):
                 f"found both loss_space ({loss_space}) and weighting ({weighting}); a loss space is itself a "
                 "weighting. Give one of the two."
             )
+        if self.likelihood is not None and (loss_space is not None or weighting is not None):
+            given = f"loss_space ({loss_space})" if weighting is None else f"weighting ({weighting})"
+            raise Conflict(
+                f"found {given} beside a Gaussian likelihood, which is the loss itself: the predicted variance weighs "
+                "the errors. Remove it, or predict the target alone."
+            )
         self.loss_space = None if loss_space is None else weightings.space(loss_space)
         chosen = None if weighting is None else weightings.weighting(weighting)
-        self._learn(alone=self.loss_space is None and chosen is None)
+        self._learn(alone=self.loss_space is None and chosen is None and self.likelihood is None)
         self._drawn = noise_levels.times(times)
         self.times = self._drawn.on(self.schedule).within(*self.conventions.t_range)
-        own = self.loss_space or Space(self.conventions.target)
+        own = self.loss_space or (Space(self.target) if self.likelihood is None else self.likelihood.space)
         self.weighting = (own if chosen is None else chosen).drawn_from(self.times)
         #: What is learned of the weighting (EDM2's u), or None.
         self.learned = self.weighting.learned()
@@ -113,6 +124,11 @@ class Objective(nn.Module):
         """What the network predicts."""
         return self.conventions.target
 
+    @property
+    def likelihood(self) -> Gaussian | None:
+        """The likelihood that is the loss, if there is one."""
+        return self.conventions.likelihood
+
     def times_at(self, u: Tensor) -> Tensor:
         """The times that uniform numbers ``u`` in (0, 1) stand for; float64."""
         t = self.times.draw(u.to("cpu", torch.float64))
@@ -121,7 +137,10 @@ class Objective(nn.Module):
         return t
 
     def weight(self, t: Time) -> Tensor:
-        """The weight on the squared error of the prediction; float64, shape of t."""
+        """The weight on the squared error of the prediction; float64, shape of t.
+
+        Under a likelihood it is twice what that weighs with where the variance is that of Gaussian data.
+        """
         return self.weighting.on_prediction(as_time(t), self.schedule, self.target)
 
     def forward(
@@ -133,6 +152,7 @@ class Objective(nn.Module):
         cond: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
         x0_std: Tensor | float | None = None,
+        exact: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """One loss per sample.
 
@@ -145,9 +165,17 @@ class Objective(nn.Module):
             generator: for whatever is drawn, on x0's device; times are drawn before noise.
             x0_std: where the data are Gaussian around x0, their standard deviation, broadcast against
                 x0: the network then learns the posterior mean of such data (see :func:`blurred`).
+            exact: where the posterior mean of the data is known, E[x0 | x_t] as a function of x_t [B, …] and
+                float64 times: the network then learns from that instead of from x0 (exact score matching).
 
         Returns:
-            Shape [B], float32 or better: the weighted squared error, averaged over elements.
+            Shape [B], float32 or better: the weighted squared error, or the negative log-likelihood in
+            nats, averaged over elements.
+
+        Raises:
+            SingularTime: if a loss is not finite at a time.
+            Conflict: for ``exact`` beside x0_std or a likelihood.
+            VarianceLost: on the CPU, if a likelihood's variance collapses or explodes (:mod:`reparam.confidence`).
         """
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
         if t is None:
@@ -157,31 +185,59 @@ class Objective(nn.Module):
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         if eps.shape != x0.shape:
             raise ReparamError(f"eps has shape {list(eps.shape)}, x0 {list(x0.shape)}; they must be the same.")
-        if x0_std is None:
-            x_t = self.schedule.add_noise(x0, eps, t64)
-        else:
-            x_t, x0, eps = blurred(x0, eps, x0_std, t64, self.schedule)
+        x_t, x0, eps = self._noised(x0, eps, t64, x0_std, exact)
         y = self.target.encode(x0, eps, t64, self.schedule)
-        error = self.conventions.call(net, x_t, t64, cond or {}) - y
-        weight = self.weight(t64)
+        predicted, rest = self.conventions.call(net, x_t, t64, cond or {})
+        with torch.autocast(x_t.device.type, enabled=False):  # which would round sums to bfloat16
+            if self.likelihood is None or rest is None:
+                return self._squared(predicted - y, t64)
+            spread = 0.0 if x0_std is None else self.likelihood.spread(x0_std, x0, t64, self.schedule)
+            return self.likelihood.loss(rest, predicted - y, t64, self.schedule, self.target, spread)
+
+    def _noised(
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        x0_std: Tensor | float | None,
+        exact: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, and the x0 and ε that the prediction is to be made of."""
+        if exact is None:
+            if x0_std is None:
+                return self.schedule.add_noise(x0, eps, t), x0, eps
+            return blurred(x0, eps, x0_std, t, self.schedule)
+        if x0_std is not None or self.likelihood is not None:
+            beside = "x0_std" if x0_std is not None else "a Gaussian likelihood"
+            raise Conflict(f"exact posterior means leave nothing to be unsure of: they do not go with {beside}.")
+        x_t = self.schedule.add_noise(x0, eps, t)
+        x0 = exact(x_t, t).to(x0)
+        alpha, sigma = like(self.schedule.alpha(t), x0), like(self.schedule.sigma(t), x0)
+        return x_t, x0, torch.where(sigma > 0, (x_t - alpha * x0) / sigma, eps)
+
+    def _squared(self, error: Tensor, t: Tensor) -> Tensor:
+        """The weighted squared error of each sample."""
+        weight = self.weight(t)
         if not bool(weight.isfinite().all()):
-            lost = ~weight.isfinite().reshape(*t64.shape, -1).all(-1) if weight.ndim > t64.ndim else ~weight.isfinite()
-            bad = t64.expand(lost.shape)[lost].flatten()[0].item()
+            lost = ~weight.isfinite().reshape(*t.shape, -1).all(-1) if weight.ndim > t.ndim else ~weight.isfinite()
+            bad = t.expand(lost.shape)[lost].flatten()[0].item()
             raise SingularTime(
                 f"the weight of this loss ({self.weighting}) on an error in {self.target.name} is not finite at "
                 f"t = {bad:g}; keep t away from there, or cap it: weighting=Capped(...)."
             )
-        with torch.autocast(error.device.type, enabled=False):  # which would round the sum to bfloat16
-            apart = weight.ndim > t64.ndim  # by element, or by direction
-            flat = (self.target.apply(weight.sqrt(), error) if apart else error).flatten(1)
-            squared = torch.linalg.vecdot(flat, flat) / flat.shape[1]
+        apart = weight.ndim > t.ndim  # by element, or by direction
+        flat = (self.target.apply(weight.sqrt(), error) if apart else error).flatten(1)
+        squared = torch.linalg.vecdot(flat, flat) / flat.shape[1]
         loss = squared if apart else like(weight, squared) * squared
-        return loss if self.learned is None else self.learned(loss, self.schedule.log_snr(t64))
+        return loss if self.learned is None else self.learned(loss, self.schedule.log_snr(t))
 
     def denoiser(self, net: nn.Module, data: dict[str, Any] | None = None) -> Denoiser:
         """The network as a denoiser under the conventions it was trained with."""
         c = self.conventions
-        predicted = c.target.frozen() if isinstance(c.target, KTarget) else c.target
+        predicted = c.predicted()
+        if isinstance(c.target, KTarget):
+            fixed = c.target.frozen()
+            predicted = replace(predicted, target=fixed) if isinstance(predicted, Gaussian) else fixed
         denoiser = Denoiser(net, c.schedule, predicted, time=c.time, input=c.input, t_range=c.t_range, data=data)
         denoiser.training_record = self.record()
         return denoiser
@@ -190,7 +246,7 @@ class Objective(nn.Module):
         """What training knows beyond the conventions: loss space, weighting and times."""
         return {
             "loss_space": None if self.loss_space is None else self.loss_space.config(),
-            "weighting": self.weighting.config(),
+            "weighting": self.weighting.config() if self.likelihood is None else "likelihood",
             "times": self._drawn.config(),  # t_range is recorded by itself
         }
 

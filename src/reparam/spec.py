@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from ._version import __version__
+from .confidence import prediction
 from .denoiser import Denoiser
 from .errors import NetworkError, ReparamError, SpecError
 from .files import read_tensors, write_tensors
 from .networks import NETWORKS, network
-from .targets import target
 
 #: Raised whenever a field is added or changes its meaning; a newer one is refused.
 SCHEMA = 1
@@ -30,7 +30,7 @@ class Spec:
     """Everything that must be known to use a network's output.
 
     Attributes:
-        target, schedule: as plain data (``Target.config``, ``Schedule.config``).
+        target, schedule: as plain data (``Target.config`` or ``Gaussian.config``, ``Schedule.config``).
         time, input, t_range: see :class:`reparam.denoiser.Conventions`.
         network: name and arguments of a built-in network, or None for a network of the user's.
         data: shape, normalisation and statistics of the training data, σ_data among them.
@@ -56,7 +56,7 @@ class Spec:
         c = denoiser.conventions
         built_in = type(denoiser.net) in NETWORKS.values()
         return cls(
-            target=c.target.config(),
+            target=c.predicted().config(),
             schedule=c.schedule.config(),
             time=c.time,
             input=c.input,
@@ -127,7 +127,7 @@ class Spec:
 
     def in_words(self) -> list[tuple[str, str]]:
         """The record for a reader: (what, how) pairs."""
-        predicted = target(self.target)
+        predicted = prediction(self.target)
         rows = [
             ("predicts", f"{predicted.name}: {predicted.words}"),
             (

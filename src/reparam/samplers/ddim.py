@@ -14,6 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from ..denoiser import Estimate
 from ..errors import Unsupported
 from .steps import Linear, Row, Step, correlation, lost, sqrt
 
@@ -50,12 +54,20 @@ class DDIM(Linear):
 
 @dataclass(frozen=True)
 class Ancestral(Linear):
-    """DDPM's ancestral step, with a variance that is fixed.
+    r"""DDPM's ancestral step, with a variance that is fixed or the model's own.
+
+    What the step does not know of x0 adds to the noise: by the law of total variance the best normal
+    approximation of x_s given x_t has the mean of the step above and the covariance
+
+    .. math:: \sigma_s^2(1 - e^2)\,I + \alpha_s^2(1 - e^2)^2\,\mathrm{Cov}[x_0 \mid x_t] .
 
     Args:
         variance: "small", that of x_s given x_t and x0 (β̃: right where the data are one point);
-            or "large", σ_t² − (α_t/α_s)²σ_s², that of x_t given x_s (β: right where the data are
-            unit normal noise).
+            "large", σ_t² − (α_t/α_s)²σ_s², that of x_t given x_s (β: right where the data are
+            unit normal noise); or "learned", the one above, of a model that has a posterior variance.
+
+    References:
+        Optimal and learned variances: Bao et al., arXiv 2201.06503 and 2206.07309.
     """
 
     name: ClassVar[str] = "ancestral"
@@ -63,8 +75,10 @@ class Ancestral(Linear):
     variance: str = "small"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("small", "large"):
-            raise Unsupported(f"the variance of ancestral steps is 'small' or 'large', found {self.variance!r}.")
+        if self.variance not in ("small", "large", "learned"):
+            raise Unsupported(
+                f"the variance of ancestral steps is 'small', 'large' or 'learned', found {self.variance!r}."
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -74,5 +88,33 @@ class Ancestral(Linear):
     def row(self, at: Step) -> Row:
         here, to = at.here, at.to
         new = lost(at)
-        spread = sqrt(new) * (to.sigma if self.variance == "small" else here.sigma)
+        spread = sqrt(new) * (here.sigma if self.variance == "large" else to.sigma)
         return Row(correlation(at) * to.sigma / here.sigma, to.alpha * new, noise=spread)
+
+    def step(self, x: Tensor, at: Step) -> tuple[Tensor, Estimate]:
+        if self.variance != "learned" or at.to.t == 0:
+            return super().step(x, at)
+        found, row = at.denoise(x, at.here.t), self.row(at)
+        assert row.noise is not None
+        return found.blend(row.x, row.mean) + _unsure(found, row, at.noise()), found
+
+
+def _unsure(found: Estimate, row: Row, z: Tensor) -> Tensor:
+    """Noise of the covariance noise² I + mean² Cov[x0 | x_t], of unit noise z [B, …].
+
+    Raises:
+        Unsupported: if the model has no variance.
+    """
+    if found.var is None:
+        raise Unsupported(
+            "ancestral steps with variance='learned' need a model with a posterior variance: one trained with "
+            "rp.Gaussian(…, of='x0') (of='noisy' has none of x0), or one attached by reparam train --add-confidence. "
+            "Or use variance='small'."
+        )
+    if found.root is None:
+        noise, mean = (c.to(z) if isinstance(c, Tensor) else c for c in (row.noise, row.mean))
+        return (noise**2 + mean**2 * found.var).sqrt() * z  # type: ignore[operator]
+    covariance = row.mean**2 * found.root @ found.root.mT
+    covariance = covariance + row.noise**2 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)  # type: ignore[operator]
+    factor, _ = torch.linalg.cholesky_ex(covariance)  # which does not wait for the device to say that it worked
+    return (factor @ z[..., None])[..., 0]

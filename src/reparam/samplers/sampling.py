@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, Estimate, estimate, evaluating, prepared, weighted
+from ..denoiser import Denoiser, Estimate, Posterior, estimate, evaluating, prepared, weighted
 from ..errors import Conflict, ReparamError, TimeOutOfRange, Unsupported, unknown
 from .ddim import DDIM, Ancestral
 from .dpm import DPMpp2M, SDEDPMpp2M
@@ -45,12 +45,16 @@ class Trajectory:
         times: the grid, length steps + 1.
         states: x at every time of the grid, shape [steps + 1, B, …].
         x0: what the model believed x0 to be at the start of every step, shape [steps, B, …].
+        var: and how sure of it: its variance by element, of that shape; None where the model has none.
+        root: a root of the covariance, [steps, B, D, D], where that is full.
     """
 
     x: Tensor
     times: list[float]
     states: Tensor
     x0: Tensor
+    var: Tensor | None = None
+    root: Tensor | None = None
 
 
 def sample(
@@ -118,17 +122,27 @@ def _walked(
     method: Sampler, path: Sequence[Level], x: Tensor, step: Callable[..., Step], trajectory: bool
 ) -> Tensor | Trajectory:
     """From x at the first time of the path to its last. ``step``: what every step is told besides its two ends."""
-    states, beliefs, before = [x], [], None
+    states, found, before = [x], [], None
     for here, to in itertools.pairwise(path):
         if here.t == 0:  # only where a rising grid begins
-            x, found = weighted(to.alpha / here.alpha, x, 0.0, x), Estimate(x, 1 / here.alpha, 0.0, x)
+            x, belief = weighted(to.alpha / here.alpha, x, 0.0, x), Estimate(x, 1 / here.alpha, 0.0, x)
         else:
-            x, found = method.step(x, step(here, to, steps=len(path) - 1, before=before))
-        before = Before(here, found)
+            x, belief = method.step(x, step(here, to, steps=len(path) - 1, before=before))
+        before = Before(here, belief)
         if trajectory:
             states.append(x)
-            beliefs.append(found.mean)
-    return Trajectory(x, [at.t for at in path], torch.stack(states), torch.stack(beliefs)) if trajectory else x
+            found.append(Posterior(belief.mean, belief.var, belief.root))
+    if not trajectory:
+        return x
+    x0, var, root = (_stacked(parts) for parts in zip(*found, strict=True))
+    assert x0 is not None
+    return Trajectory(x, [at.t for at in path], torch.stack(states), x0, var, root)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of what every step has, None where some have none."""
+    present = [p for p in parts if p is not None]
+    return torch.stack(present) if len(present) == len(parts) else None
 
 
 def _grid(which: str | Callable[[Denoiser, int], Sequence[float]]) -> Callable[[Denoiser, int], Sequence[float]]:
