@@ -239,15 +239,19 @@ class Gaussian:
         return log_ratio + (-log_ratio).exp() * (1 - r + r * (e.square() + spread)), log_ratio
 
     def _full(self, rest: Tensor, e: Tensor, r: Tensor, spread: Tensor | float) -> tuple[Tensor, Tensor]:
-        """What a full covariance adds, spread over the elements; and minus twice the logarithm of S's diagonal."""
+        """What a full covariance adds, [B, 1], to be taken for each element; and minus twice the logarithm of S's
+        diagonal. S itself is not made."""
         size = e.shape[1]
-        s, log_diagonal = _triangular(rest, size)
-        along = (s.mT @ e[..., None])[..., 0]
-        rows = s.square().sum(2)  # ‖S‖² element by element
-        quadratic = along.square().sum(1, keepdim=True) / size + (rows * spread).mean(1, keepdim=True)
+        log_diagonal, below = rest[:, :size], rest[:, size:]
+        diagonal = log_diagonal.exp()
+        rows, columns = torch.tril_indices(size, size, -1, device=e.device)
+        along = (diagonal * e).index_add(1, columns, below * e.index_select(1, rows))  # Sᵀe
+        quadratic = r * along.square().mean(1, keepdim=True)
+        if self.of == "noisy" or isinstance(spread, Tensor):
+            squared = diagonal.square().index_add(1, rows, below.square())  # ‖S‖², row by row
+            quadratic = quadratic + (squared * (1 - r + r * spread)).mean(1, keepdim=True)
         log_ratio = -2 * log_diagonal
-        each = log_ratio.mean(1, keepdim=True) + (1 - r) * rows.mean(1, keepdim=True) + r * quadratic
-        return each, log_ratio
+        return log_ratio.mean(1, keepdim=True) + quadratic, log_ratio
 
     def _refuse_infinite(self, at: _Level, t: Tensor) -> None:
         good = at.k.isfinite() & at.log_var.isfinite() if at.k.shape == at.log_var.shape else at.k.isfinite()
@@ -267,7 +271,7 @@ class Gaussian:
         if self.covariance != "full":
             log_ratio = rest if self.covariance == "diagonal" else _one_a_sample(rest)
             return (std.square() * log_ratio.exp()).expand_as(x), None
-        s, _ = _triangular(rest, x.shape[1])
+        s = _triangular(rest, x.shape[1])
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         root = torch.linalg.solve_triangular(s.mT, eye.expand_as(s), upper=True)
         root = root * (std if std.ndim == 0 else std[..., None])
@@ -279,17 +283,13 @@ def _one_a_sample(rest: Tensor) -> Tensor:
     return rest.flatten(1).mean(1).reshape(-1, *[1] * (rest.ndim - 1))
 
 
-def _triangular(rest: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """S [B, D, D], lower triangular, of D(D + 1)/2 numbers a sample, and the logarithm of its diagonal [B, D].
-
-    The first D numbers are that logarithm; the others lie below it, row by row.
-    """
-    log_diagonal, below = rest[:, :size], rest[:, size:]
-    s = torch.diag_embed(log_diagonal.exp())
-    if size > 1:
-        rows, columns = torch.tril_indices(size, size, -1, device=rest.device)
-        s = s.index_put((torch.arange(len(rest), device=rest.device)[:, None], rows, columns), below)
-    return s, log_diagonal
+def _triangular(rest: Tensor, size: int) -> Tensor:
+    """S [B, D, D], lower triangular, of D(D + 1)/2 numbers a sample: first the logarithm of its diagonal, then what
+    lies below it, row by row."""
+    s = torch.diag_embed(rest[:, :size].exp())
+    rows, columns = torch.tril_indices(size, size, -1, device=rest.device)
+    s[:, rows, columns] = rest[:, size:]
+    return s
 
 
 def _lost(log_ratio: Tensor, t: Tensor) -> Tensor | None:
