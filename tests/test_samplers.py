@@ -440,6 +440,10 @@ def expected_levels(times, schedule):
     return [float(schedule.sigma(t) / schedule.alpha(t)) for t in times]
 
 
+#: What the grid "learned" needs to know: here of unit normal data.
+PROFILE = {"log_snr": [float(v) for v in range(-40, 41)], "var": [1 / (1 + math.exp(v)) for v in range(-40, 41)]}
+
+
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
 def test_grids_fall_from_the_end_of_t_range_to_0(name, schedule):
@@ -451,7 +455,7 @@ def test_grids_fall_from_the_end_of_t_range_to_0(name, schedule):
         for t_range in ((0.0, 1.0), (0.05, 1.0), (0.0, 0.9)):
             if name in ("leading", "trailing", "linspace") and t_range != (0.0, 1.0):
                 continue
-            denoiser = rp.Denoiser(Counting(), schedule, "x0", t_range=t_range)
+            denoiser = rp.Denoiser(Counting(), schedule, "x0", t_range=t_range, data={"error_profile": PROFILE})
             times = GRIDS[name](denoiser, steps)
             assert len(times) == steps + 1
             assert times[-1] == 0
@@ -494,7 +498,7 @@ def test_karras_grid_is_edms():
 
 def test_table_grids_keep_to_integer_steps():
     net = Counting()
-    denoiser = rp.Denoiser(net, "ddpm", "x0", time="step")
+    denoiser = rp.Denoiser(net, "ddpm", "x0", time="step", data={"error_profile": PROFILE})
     for name in GRIDS:
         net.times.clear()
         rp.sample(denoiser, (2, 3), sampler="ddim", grid=name, steps=12)

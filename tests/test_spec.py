@@ -92,3 +92,17 @@ def test_tied_weights_and_foreign_configs_are_saved(tmp_path):
 def test_an_unwritable_place_is_named(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         rp.save(denoiser(), tmp_path / "gone" / "m.safetensors")
+
+
+CODE = {"name": "os:system", "command": "touch ran"}
+
+
+@pytest.mark.parametrize("network", [CODE, {"name": "confident", "base": CODE, "head": {}}])
+def test_a_file_of_weights_runs_no_code(tmp_path, monkeypatch, network):
+    monkeypatch.chdir(tmp_path)
+    record = rp.Spec.of(denoiser()).to_dict() | {"network": network}
+    save_file(denoiser().net.state_dict(), "m.safetensors", {"reparam": json.dumps(record)})
+    with pytest.raises(SpecError, match="names code to run.*net="):
+        rp.load("m.safetensors")
+    assert not (tmp_path / "ran").exists()
+    assert isinstance(rp.load("m.safetensors", net=rp.networks.MLP(3, 8, 2)).net, rp.networks.MLP)

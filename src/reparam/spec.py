@@ -18,7 +18,7 @@ from .confidence import prediction
 from .denoiser import Denoiser
 from .errors import NetworkError, ReparamError, SpecError
 from .files import read_tensors, write_tensors
-from .networks import NETWORKS, network
+from .networks import config_of, network, own_code
 
 #: Raised whenever a field is added or changes its meaning; a newer one is refused.
 SCHEMA = 1
@@ -54,14 +54,13 @@ class Spec:
     def of(cls, denoiser: Denoiser) -> Spec:
         """The spec of a denoiser."""
         c = denoiser.conventions
-        built_in = type(denoiser.net) in NETWORKS.values()
         return cls(
             target=c.predicted().config(),
             schedule=c.schedule.config(),
             time=c.time,
             input=c.input,
             t_range=list(c.t_range),
-            network=dict(denoiser.net.config) if built_in else None,  # type: ignore[arg-type]
+            network=config_of(denoiser.net),
             data=denoiser.data,
             training=denoiser.training_record,
         )
@@ -183,6 +182,11 @@ def load(path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, 
     if net is None:
         if spec.network is None:
             raise NetworkError(f"{path} holds weights of a network that is not built in; give it as net=.")
+        if own_code(spec.network):
+            raise SpecError(
+                f"the spec in {path} names code to run ({', '.join(own_code(spec.network))}), and a file of weights runs none; "
+                "give the network as net=."
+            )
         net = network(spec.network)
     try:
         net.load_state_dict(tensors)

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,19 +17,25 @@ from .arrays import checked, load_array, load_digits
 from .base import PICTURE_MEAN, PICTURE_STD, Data
 from .latents import RECORD, load_latents
 from .manifolds import CURVES, Curve
+from .mixtures import Mixture
 from .order import split
 from .pictures import load_pictures
+from .tree import tree
 
 #: The file by which a folder of latents is known.
 LATENTS = RECORD
 
-__all__ = ["DATA", "LATENTS", "Curve", "Data", "from_array", "load_data"]
+__all__ = ["DATA", "LATENTS", "Curve", "Data", "Mixture", "from_array", "load_data"]
+
+
+def _refuse_drawing(size: int, seed: int) -> None:
+    if not (isinstance(size, int) and isinstance(seed, int)) or size < 2 or seed < 0:
+        raise DataError(f"size must be at least 2 and seed at least 0, whole numbers, found {size!r} and {seed!r}.")
 
 
 def _curve_data(name: str) -> Callable[..., Data]:
     def make(dim: int = 2, size: int = 20_000, seed: int = 0) -> Data:
-        if size < 2 or seed < 0:
-            raise DataError(f"size must be at least 2 and seed at least 0, found {size} and {seed}.")
+        _refuse_drawing(size, seed)
         curve = Curve.make(name, dim, seed)
         return Data(
             name=f"{name} D={dim}" + (f" N={size}" if size != 20_000 else "") + (f" seed {seed}" if seed else ""),
@@ -40,6 +46,18 @@ def _curve_data(name: str) -> Callable[..., Data]:
         )
 
     return make
+
+
+def _tree(which: Literal["a", "b", "both"] = "a", size: int = 1_000_000, seed: int = 0) -> Data:
+    _refuse_drawing(size, seed)
+    mixture = tree(which)
+    return Data(
+        name=f"tree {which}" + (f" N={size}" if size != 1_000_000 else "") + (f" seed {seed}" if seed else ""),
+        train=mixture.draw(size, [seed, 0]),
+        heldout=mixture.draw(min(size, 4096), [seed, 1]),
+        mixture=mixture,
+        seed=seed,
+    )
 
 
 def _digits(holdout: float = 0.25, seed: int = 0, pictures: bool = False) -> Data:
@@ -130,6 +148,7 @@ def _latents(
 #: Data by name; what a recipe writes beside the name are the function's arguments.
 DATA: dict[str, Callable[..., Data]] = {
     **{name: _curve_data(name) for name in CURVES},
+    "tree": _tree,
     "digits": _digits,
     "array": _array,
     "latents": _latents,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .manifolds import Curve
+from .mixtures import Mixture
 
 if TYPE_CHECKING:
     from .streams import Stream
@@ -35,10 +36,11 @@ class Data:
         name: what it is called in tables.
         train: what training draws from, shape [N, …]: float32, normalised; or uint8 pictures
             [N, C, H, W], normalised where they are used (:meth:`normalised`).
-        heldout: real data that training never sees, shape [M, …]. For a curve that is a
+        heldout: real data that training never sees, shape [M, …]. Of endless data that is a
             fresh draw, and more can be drawn.
         mean, std: the network sees (original − mean)/std.
         curve: the plane and the curve that they lie on, where there is one.
+        mixture: the Gaussians that they are drawn from, in the units the network sees, where these are known.
         image: [height, width] where a vector is really a picture, to draw it as one.
         labels, heldout_labels: class numbers, int64, shapes [N] and [M], where there are classes.
         classes: their names.
@@ -55,6 +57,7 @@ class Data:
     mean: float = 0.0
     std: float = 1.0
     curve: Curve | None = None
+    mixture: Mixture | None = None
     image: tuple[int, int] | None = None
     seed: int = 0
     labels: Tensor | None = None
@@ -70,6 +73,16 @@ class Data:
     def count(self) -> int:
         """How many samples training draws from."""
         return len(self.train) if self.stream is None else self.stream.count
+
+    @property
+    def endless(self) -> bool:
+        """Whether more can be drawn of what they are samples of."""
+        return self._source is not None
+
+    @property
+    def _source(self) -> Curve | Mixture | None:
+        """What draws more of them."""
+        return self.mixture if self.curve is None else self.curve
 
     @property
     def blocks(self) -> tuple[int, ...] | None:
@@ -157,12 +170,12 @@ class Data:
 
     def reference(self, n: int) -> Tensor:
         """The real data that vectors are compared with: n fresh ones, or the training set."""
-        return self.curve.draw(n, [self.seed, 2]) if self.curve is not None else self.train
+        return self.train if self._source is None else self._source.draw(n, [self.seed, 2])
 
     def fresh(self, n: int) -> Tensor:
         """Up to ``n`` real data outside the training set and the reference: what floors are made of."""
-        if self.curve is not None:
-            return self.curve.draw(n, [self.seed, 3])
+        if self._source is not None:
+            return self._source.draw(n, [self.seed, 3])
         return self.normalised(self.heldout[:n])
 
     def chunks(self, size: int = 4096) -> Iterator[Tensor]:

@@ -163,7 +163,7 @@ class Reference:
         what they are compared with.
         """
         data = self.data
-        if data.curve is not None:
+        if data.endless:
             return SampleSet.held(data.fresh(n), name=data.name), self
         if len(data.heldout) >= 2:
             labels = None if data.heldout_labels is None else data.heldout_labels[:n]
@@ -176,7 +176,7 @@ class Reference:
 
     def fresh_counts(self, n: int) -> dict[str, int] | None:
         """Of how many fresh real data a floor for ``n`` samples is, and against how many; None where there is none."""
-        if self.data.curve is not None:
+        if self.data.endless:
             return {"n": n, "reference": n}
         if len(self.data.heldout) >= 2:
             return {"n": min(n, len(self.data.heldout)), "reference": self.count}

@@ -67,6 +67,10 @@ def _no_curve(data: Data, conditional: bool) -> bool:
     return data.curve is None
 
 
+def _finite(data: Data, conditional: bool) -> bool:
+    return not data.endless
+
+
 def _labelled_pictures(data: Data, conditional: bool) -> bool:
     return data.pictures and conditional
 
@@ -221,7 +225,7 @@ METRICS: dict[str, Metric] = {
         "mean distance to the nearest training sample (or its mirror image, where training mirrors); far below its "
         "floor means memorising",
         _nearest_neighbour,
-        _no_curve,
+        _finite,
     ),
     "frechet_infinity": Metric(
         "Fréchet distance extrapolated to infinitely many samples; what is left of its bias is the reference's",

@@ -13,18 +13,53 @@ from typing import Any
 from torch import nn
 
 from ..errors import NetworkError, ReparamError, unknown
+from .confident import Confident
 from .jit import JiT
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "JiT", "UNet", "import_factory", "is_factory", "made_by", "network"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "Confident",
+    "JiT",
+    "UNet",
+    "config_of",
+    "import_factory",
+    "is_factory",
+    "made_by",
+    "network",
+    "own_code",
+    "own_network",
+]
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT, "unet": UNet, "confident": Confident}
 
 
 def is_factory(name: object) -> bool:
     """Whether a network's name is a user's own ``pkg.mod:make``."""
     return isinstance(name, str) and ":" in name
+
+
+def own_code(config: dict[str, Any]) -> list[str]:
+    """The functions ``pkg.mod:make`` of a user's own that making this network runs; none for a built-in one."""
+    parts = [config.get("base"), config.get("head")] if config.get("name") == "confident" else []
+    named = [str(config["name"])] if is_factory(config.get("name")) else []
+    return [*named, *(name for part in parts if isinstance(part, dict) for name in own_code(part))]
+
+
+def own_network(config: dict[str, Any]) -> nn.Module | None:
+    """The network of a recipe, for weights to be put into, where it runs code of the user's; None for a built-in one,
+    whose config is with the weights."""
+    return network({key: value for key, value in config.items() if key != "weights"}) if own_code(config) else None
+
+
+def config_of(net: nn.Module) -> dict[str, Any] | None:
+    """The config from which :func:`network` makes such a network again; None for one that is not built in."""
+    if type(net) not in NETWORKS.values():
+        return None
+    config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]
+    return None if None in (config.get("base", {}), config.get("head", {})) else config
 
 
 def network(config: dict[str, Any]) -> nn.Module:
@@ -35,7 +70,8 @@ def network(config: dict[str, Any]) -> nn.Module:
 
     Raises:
         UnknownName: if no network has that name, or it takes no such argument.
-        NetworkError: if the user's factory cannot be imported, or does not return a network.
+        NetworkError: if an argument is missing or out of range, or if the user's factory cannot be imported, or does
+            not return a network.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
@@ -43,10 +79,12 @@ def network(config: dict[str, Any]) -> nn.Module:
         return made_by(import_factory(str(name)), arguments, str(name))
     if name not in NETWORKS:
         raise unknown("network", name, [*NETWORKS, "pkg.mod:make"])
-    known = list(inspect.signature(NETWORKS[name]).parameters)
+    known = inspect.signature(NETWORKS[name]).parameters
     for key in arguments:
         if key not in known:
             raise unknown(f"argument of network {name!r}", key, known)
+    if missing := [key for key, p in known.items() if p.default is p.empty and key not in arguments]:
+        raise NetworkError(f"network {name!r} needs {' and '.join(missing)}; found {config}.")
     return NETWORKS[name](**arguments)
 
 

@@ -195,6 +195,7 @@ class JiT(nn.Module):
         in_context: class tokens in context; 32 with classes, unless given.
         in_context_start: the block before which they join; the size's, or a third of the depth.
         dropout: in the middle half of the blocks; the size's, or 0 where a depth is given.
+        outputs: channels of the output; those of the pictures by default.
 
     Raises:
         UnknownName: if there is no such size.
@@ -218,6 +219,7 @@ class JiT(nn.Module):
         in_context: int | None = None,
         in_context_start: int | None = None,
         dropout: float | None = None,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(size, str) or size not in SIZES:
@@ -235,6 +237,7 @@ class JiT(nn.Module):
             "classes": classes,
             "in_context": (_IN_CONTEXT if classes else 0) if in_context is None else in_context,
             "dropout": (0.0 if own_depth else preset.dropout) if dropout is None else dropout,
+            "outputs": channels if outputs is None else outputs,
         }
         start = self.config["depth"] // 3 if own_depth else preset.in_context_start
         self.config["in_context_start"] = start if in_context_start is None else in_context_start
@@ -256,6 +259,7 @@ class JiT(nn.Module):
         in_context: int,
         in_context_start: int,
         dropout: float,
+        outputs: int,
     ) -> None:
         self.grid = (image[0] // patch, image[1] // patch)
         self.patch, self.channels = patch, channels
@@ -267,7 +271,7 @@ class JiT(nn.Module):
         hidden = int(2 / 3 * 4 * width)
         middle = range(depth // 4, 3 * (depth // 4))
         self.blocks = nn.ModuleList(_Block(width, heads, hidden, dropout if i in middle else 0.0) for i in range(depth))
-        self.final_layer = _FinalLayer(width, patch * patch * channels)
+        self.final_layer = _FinalLayer(width, patch * patch * outputs)
         self.register_buffer("pos_embed", position_table(self.grid, width)[None])
         self.register_buffer("rope", rotary_table(self.grid, width // heads, in_context), persistent=False)
 
@@ -289,7 +293,7 @@ class JiT(nn.Module):
                 nn.init.normal_(weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
-        """The output, of x's shape.
+        """The output, shape [B, outputs, height, width].
 
         Args:
             x: pictures, shape [B, channels, height, width].
@@ -437,6 +441,7 @@ _LEAST = {
     "classes": 0,
     "in_context": 0,
     "in_context_start": 0,
+    "outputs": 1,
 }
 
 

@@ -65,6 +65,7 @@ class UNet(nn.Module):
         widths: in place of a size, the channels at each resolution: at least two multiples of 32.
         layout: "ddpm-cifar10" or "default".
         dropout: in every residual block.
+        outputs: channels of the output; those of the pictures by default.
 
     Raises:
         UnknownName: if there is no such size or layout.
@@ -81,6 +82,7 @@ class UNet(nn.Module):
         widths: list[int] | None = None,
         layout: str = "ddpm-cifar10",
         dropout: float = 0.0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(layout, str) or layout not in LAYOUTS:
@@ -93,6 +95,7 @@ class UNet(nn.Module):
             "widths": _widths(size, widths),
             "layout": layout,
             "dropout": dropout,
+            "outputs": channels if outputs is None else outputs,
         }
         _check(self.config)
         model = _model(**{k: v for k, v in self.config.items() if k != "name"})
@@ -103,7 +106,7 @@ class UNet(nn.Module):
         self.null_label = classes
 
     def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
-        """The output, of x's shape.
+        """The output, shape [B, outputs, height, width].
 
         Args:
             x: pictures, shape [B, channels, height, width].
@@ -140,7 +143,9 @@ def _again(block: nn.Module, *inputs: Any) -> Any:
     return checkpoint(block, *inputs, use_reentrant=False)
 
 
-def _model(image: list[int], channels: int, classes: int, widths: list[int], layout: str, dropout: float) -> Any:
+def _model(
+    image: list[int], channels: int, classes: int, widths: list[int], layout: str, dropout: float, outputs: int
+) -> Any:
     try:
         from diffusers import UNet2DModel
     except ImportError as e:
@@ -154,7 +159,7 @@ def _model(image: list[int], channels: int, classes: int, widths: list[int], lay
     return UNet2DModel(
         sample_size=tuple(image),
         in_channels=channels,
-        out_channels=channels,
+        out_channels=outputs,
         down_block_types=tuple(down),
         up_block_types=tuple(up),
         block_out_channels=tuple(widths),
@@ -191,7 +196,7 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _check(config: dict[str, Any]) -> None:
-    for name, least in (("channels", 1), ("classes", 0)):
+    for name, least in (("channels", 1), ("classes", 0), ("outputs", 1)):
         if not _whole(config[name], least):
             raise NetworkError(f"unet: {name} must be an integer of at least {least}, found {config[name]!r}.")
     image, factor = config["image"], 2 ** (len(config["widths"]) - 1)

@@ -51,10 +51,13 @@ class View:
 
 
 def view_of(data: Data) -> View:
-    """The plane of a curve, pictures where samples are pictures, else the top two principal axes."""
+    """The plane of a curve or a mixture, pictures where samples are pictures, else the top two principal axes."""
     if data.curve is not None:
         centre = torch.zeros(data.shape[0], dtype=torch.float64)
         return View("points", "the plane of the curve", centre, data.curve.basis)
+    if data.mixture is not None and data.mixture.dim == 2:
+        axes = torch.eye(2, dtype=torch.float64)
+        return View("points", "the plane of the data", torch.zeros(2, dtype=torch.float64), axes)
     if data.image is not None:
         return View("pictures", image=data.image, limits=_limits(data))
     if len(data.shape) == 3 and data.shape[0] in (1, 3):

@@ -8,12 +8,13 @@ that estimate, so that nothing is ever divided by σ = 0.
 
 from __future__ import annotations
 
-from . import grids
+from . import grids, profile
 from .ddim import DDIM, Ancestral
 from .dpm import DPMpp2M, SDEDPMpp2M
 from .grids import GRIDS
 from .grids import linear as grid
 from .ode import EDM, Euler, Heun
+from .profile import ErrorProfile
 from .sampling import SAMPLERS, Trajectory, named, sample
 from .steps import Before, Level, Linear, Row, Sampler, Step, levels
 from .thresholding import THRESHOLDS, Clipped, DynamicallyClipped
@@ -29,6 +30,7 @@ __all__ = [
     "Clipped",
     "DPMpp2M",
     "DynamicallyClipped",
+    "ErrorProfile",
     "Euler",
     "Heun",
     "Level",
@@ -42,5 +44,6 @@ __all__ = [
     "grids",
     "levels",
     "named",
+    "profile",
     "sample",
 ]

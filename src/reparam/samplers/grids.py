@@ -19,9 +19,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import ReparamError, TimeOutOfRange, Unsupported
 from ..schedules import DDPM
-
-#: How near to an end at which the log-SNR is infinite the grids in log-SNR and σ/α go by themselves.
-NEAR = 1e-3
+from .profile import NEAR, ErrorProfile, best_times
 
 
 def linear(denoiser: Denoiser, steps: int, start: float | None = None) -> list[float]:
@@ -85,6 +83,39 @@ def shifted(denoiser: Denoiser, steps: int, start: float | None = None, *, shift
     return _finished(times, denoiser, high)
 
 
+def learned(denoiser: Denoiser, steps: int, start: float | None = None, last: float | None = None) -> list[float]:
+    """The best times for what the model says of its own error (:mod:`reparam.samplers.profile`), then the leap to 0.
+
+    They are those of the least divergence of the ancestral sampler, down to the time ``last``; the error profile is
+    that of ``denoiser.data["error_profile"]``, matched by log-SNR. The first time may have α = 0: nothing is infinite.
+    The steps of deterministic samplers err in other ways: this is no grid for them.
+
+    ``last`` is by default where the RMS error of the mean, with which the leap returns, has fallen to 1/steps
+    of what it is at the start: what else a first-order sampler does wrong is of that order too. It is the lower
+    end of t_range, or of the profile, where the error does not fall so far.
+
+    Raises:
+        Unsupported: if the model has no error profile.
+        TimeOutOfRange: if the profile does not reach from ``start`` to ``last``.
+    """
+    profile = ErrorProfile.of(denoiser)
+    low, high = _ends(denoiser, steps, start)
+    schedule = denoiser.schedule
+    table = denoiser.conventions.time == "step" and isinstance(schedule, DDPM)
+    if last is None:
+        remaining = float(profile.at(schedule.log_snr(high))) / steps**2
+        last = max(low, float(schedule.time_at(profile.level(remaining))))
+    elif not low <= last < high or last == 0:
+        raise TimeOutOfRange(f"last = {last:g} must lie above 0 and in [{low:g}, {high:g}).")
+    among = None
+    if table:
+        assert isinstance(schedule, DDPM)
+        high, last = schedule.on_steps(torch.tensor([high, last], dtype=torch.float64), high).tolist()
+        among = schedule.time(torch.arange(schedule.T))
+    times = best_times(profile, schedule, steps, high, last, among=among)
+    return _finished(torch.tensor(times, dtype=torch.float64), denoiser, high)
+
+
 def leading(denoiser: Denoiser, steps: int, offset: int = 0) -> list[float]:
     """diffusers' "leading" steps of a table: multiples of T // steps, plus ``offset`` (its steps_offset); then 0."""
     T = _table(denoiser, steps).T
@@ -106,7 +137,7 @@ def linspace(denoiser: Denoiser, steps: int) -> list[float]:
 
 
 GRIDS: dict[str, Callable[..., list[float]]] = {
-    f.__name__: f for f in (linear, log_snr, karras, shifted, leading, trailing, linspace)
+    f.__name__: f for f in (linear, log_snr, karras, shifted, learned, leading, trailing, linspace)
 }
 
 
