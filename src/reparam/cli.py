@@ -98,7 +98,12 @@ def _add_train(commands: Any) -> None:
         "torchrun --nproc-per-node 8 -m reparam.cli train recipe.yaml --out runs/mine",
         _train,
     )
-    parser.add_argument("recipe", help="a built-in recipe, a YAML file, or the recipe.yaml of a run")
+    parser.add_argument("recipe", nargs="?", help="a built-in recipe, a YAML file, or the recipe.yaml of a run")
+    parser.add_argument(
+        "--add-confidence",
+        metavar="RUN",
+        help="in place of a recipe, a finished run: its network stays as it is, and one beside it learns the variance",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished training there is continued"
     )
@@ -357,6 +362,7 @@ def _train(args: Any) -> int:
 
     done = train(
         args.recipe,
+        add_confidence=args.add_confidence,
         out=args.out,
         run=args.run,
         settings=[*args.set, *(["data.skip_bad=true"] if args.skip_bad else [])],

@@ -184,8 +184,8 @@ def load(path: str | Path, net: nn.Module | None = None, spec: Spec | dict[str, 
             raise NetworkError(f"{path} holds weights of a network that is not built in; give it as net=.")
         if own_code(spec.network):
             raise SpecError(
-                f"the spec in {path} names code to run ({', '.join(own_code(spec.network))}), and a file of weights runs none; "
-                "give the network as net=."
+                f"the spec in {path} names code to run ({', '.join(own_code(spec.network))}), and a file of weights "
+                "runs none; give the network as net=."
             )
         net = network(spec.network)
     try:

@@ -7,6 +7,7 @@ reported beside its floor, the value that as many fresh real data would get.
 from __future__ import annotations
 
 from .blocks import block_interval
+from .calibration import Calibration, calibration
 from .extractors import EXTRACTORS, Extractor, extractor
 from .extrapolation import frechet_infinity
 from .frechet import Moments, frechet_distance, moments
@@ -22,6 +23,7 @@ from .vectors import nearest, nearest_training, sliced_wasserstein
 __all__ = [
     "EXTRACTORS",
     "METRICS",
+    "Calibration",
     "Discrepancy",
     "Extractor",
     "Metric",
@@ -32,6 +34,7 @@ __all__ = [
     "Scoring",
     "Statistics",
     "block_interval",
+    "calibration",
     "classified",
     "extractor",
     "frechet_distance",

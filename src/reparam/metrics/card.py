@@ -40,6 +40,7 @@ def card(
     model: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     noise_levels: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that decides scores, as plain data.
@@ -48,6 +49,7 @@ def card(
         scoring: what was scored, beside what. metrics: the scores, by name.
         source: where the samples come from. to_uint8: the rule by which numbers became bytes, of pictures.
         model, sampling, noise_levels: what is known of how they were made.
+        calibration: how honest the model's variance is, as :meth:`reparam.metrics.Calibration.to_dict` has it.
     """
     real, data = scoring.real, scoring.real.data
     return {
@@ -55,6 +57,7 @@ def card(
         "metrics": {name: dict(entry) for name, entry in metrics.items()},
         **facts(scoring, source=source, to_uint8=to_uint8, model=model, sampling=sampling),
         **({"noise_levels": dict(noise_levels)} if noise_levels else {}),
+        **({"calibration": dict(calibration)} if calibration else {}),
         "warnings": [*warnings, *remarks(scoring, [name for name in metrics if name in METRICS])],
         "data": {"name": data.name, "shape": list(real.data.shape)},
     }

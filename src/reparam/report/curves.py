@@ -94,13 +94,15 @@ def _chart(data: str, lines: Sequence[Line], kind: str) -> str:
     return f'<figure class="chart"><figcaption><b>{escape(data)}</b>{note}</figcaption>{picture}</figure>'
 
 
-def _legend(study: Study, lines: Iterable[Line]) -> str:
+def legend(study: Study, lines: Iterable[Line]) -> str:
+    """The targets that occur among lines (HTML)."""
     used = sorted({line.series for line in lines})
     items = "".join(f"<li>{plots.swatch(i)}{escape(study.labels[i])}</li>" for i in used)
     return f'<ul class="legend" aria-label="Legend">{items}</ul>'
 
 
-def _grid(figures: Sequence[str]) -> str:
+def grid(figures: Sequence[str]) -> str:
+    """Charts side by side, as many as fit (HTML)."""
     return f'<div class="charts{" two" if len(figures) in (2, 4) else ""}">{"".join(figures)}</div>'
 
 
@@ -117,7 +119,7 @@ def noise_section(study: Study) -> str:
         "<p>Every prediction turned into x0, and its mean squared error on held-out data divided by the data’s "
         "variance: 1 (dotted) is as bad as guessing the mean. It is the only loss that may be compared across targets, "
         "whatever each was trained on, but it does not rank the quality of samples.</p>"
-        f"{_legend(study, (line for lines in charts.values() for line in lines))}{_grid(figures)}"
+        f"{legend(study, (line for lines in charts.values() for line in lines))}{grid(figures)}"
         f"<details><summary>The same as numbers</summary>{tables}</details></section>"
     )
 
@@ -147,6 +149,6 @@ def learning_section(study: Study, out: Path) -> str:
         '<section><h2 id="learning">Learning curves</h2>'
         "<p>The same error, averaged over all noise levels, during training: whether a run had settled when it "
         "ended.</p>"
-        f"{_legend(study, (line for lines in charts.values() for line in lines))}{_grid(figures)}"
+        f"{legend(study, (line for lines in charts.values() for line in lines))}{grid(figures)}"
         "</section>"
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .plots import contact_sheet
 from .rows import Study
 from .sheets import Cells, Sheet, can_be_lossy, link
 from .tracks import LARGEST, SPAN, Frame, Strip, Track, evenly
@@ -23,6 +24,9 @@ _FINE, _COARSE = 92, 80
 _FEW, _PLENTY = 10, 24
 #: How large and how many pictures are shown: the first of these that leaves room for enough steps.
 _LADDER = [(side, most) for side in (LARGEST, 48, 32, 24, 16) for most in (36, 25, 16)]
+#: Of the room of pictures, maps of how sure a model was take at most this part, in pictures no larger than
+#: the first of these that leaves room for enough steps.
+_MAPS, _MAP_SIDES = 0.25, (32, 24, 16, 8)
 
 
 def strips(study: Study, out: Path) -> list[Strip]:
@@ -49,11 +53,17 @@ def _fit_points(found: Sequence[Strip]) -> int:
         real = strip.frame.quantised(strip.first.real)
         for track in strip.tracks.values():
             track.frames, track.real = strip.frame.quantised(track.frames), real
-    total = sum(track.frames.nbytes for strip in found for track in strip.tracks.values())
+            track.spread = None if track.spread is None else strip.frame.roots(track.spread)
+    total = sum(_weight(track) for strip in found for track in strip.tracks.values())
     if total > _POINTS:
         for strip in found:
             strip.tracks = {s: t.thinned(int(len(t.frames) * _POINTS / total)) for s, t in strip.tracks.items()}
     return min(total, _POINTS)
+
+
+def _weight(track: Track) -> int:
+    """The bytes of a track of points."""
+    return track.frames.nbytes + (0 if track.spread is None else track.spread.nbytes)
 
 
 # ------------------------------------------------------------------------------------------ pictures
@@ -75,7 +85,8 @@ class _Plan:
 
 def _fit_pictures(found: Sequence[Strip], room: int) -> None:
     """Give every strip its sheets, in about ``room`` bytes together."""
-    plan = _plan(found, room)
+    for_maps = int(_MAPS * room) if any(t.spread is not None for s in found for t in s.tracks.values()) else 0
+    plan = _plan(found, room - for_maps)
     for strip in found:
         for series, track, cells in _panels(strip, plan.most):
             at = np.array([len(track.frames) - 1]) if series is None else evenly(len(track.frames), plan.steps)
@@ -84,6 +95,45 @@ def _fit_pictures(found: Sequence[Strip], room: int) -> None:
             links.append(link(cells.sheet(final, plan.side), plan.still))
             lossy = (plan.still is not None, plan.moving is not None)
             strip.sheets[series] = Sheet(cells, tuple(links), at, cells.arranged(final, plan.side), track.size, lossy)
+    _fit_maps(found, for_maps)
+
+
+def _fit_maps(found: Sequence[Strip], room: int) -> None:
+    """Give the sheets their maps of standard deviations, in about ``room`` bytes together."""
+    quality = _COARSE if can_be_lossy() else None
+    mapped = [
+        (strip.sheets[series].cells, track, deepest(strip))
+        for strip in found
+        for series, track in strip.tracks.items()
+        if track.spread is not None
+    ]
+    if not mapped:
+        return
+    longest, side, steps = max(len(track.frames) for _, track, _ in mapped), 0, 0
+    for side in _MAP_SIDES:
+        few = [_map(*each, i, side, quality) for each in mapped for i in evenly(len(each[1].frames), 3)]
+        steps = room * len(few) // (len(mapped) * sum(_bytes(text) for text in few))
+        if steps >= min(_FEW, longest):
+            break
+    for strip in found:
+        for series, sheet in strip.sheets.items():
+            track = None if series is None else strip.tracks[series]
+            if track is not None and track.spread is not None:
+                at = evenly(len(track.frames), steps)
+                maps = tuple(_map(sheet.cells, track, deepest(strip), i, side, quality) for i in at)
+                strip.sheets[series] = replace(sheet, maps=maps, mapped=at)
+
+
+def deepest(strip: Strip) -> float:
+    """The standard deviation that is brightest in all maps of a strip."""
+    return max(track.spread_max for track in strip.tracks.values() if track.spread is not None)
+
+
+def _map(cells: Cells, track: Track, brightest: float, frame: int, side: int, quality: int | None) -> str:
+    """A map of standard deviations; brightness goes with the root, or the last steps would all be black."""
+    assert track.spread is not None
+    part = cells.arranged(track.spread[frame], side, 0) * (track.spread_max / (255 * brightest))
+    return link(contact_sheet(np.rint(255 * np.sqrt(part)).astype(np.uint8), columns=cells.columns, ground=0), quality)
 
 
 def _plan(found: Sequence[Strip], room: int) -> _Plan:
@@ -156,7 +206,11 @@ def packed(strip: Strip) -> dict[str, Any]:
     first, frame = strip.first, strip.frame
     if first is not None and strip.sheets:
         panels = [
-            {**_steps(series, track, strip.sheets[series].kept), "frames": strip.sheets[series].links[:-1]}
+            {
+                **_steps(series, track, strip.sheets[series].kept),
+                "frames": strip.sheets[series].links[:-1],
+                **_maps(track, strip.sheets[series]),
+            }
             for series, track in strip.tracks.items()
         ]
         return {"kind": "pictures", "panels": panels}
@@ -167,7 +221,7 @@ def packed(strip: Strip) -> dict[str, Any]:
         "half": frame.half if frame else None,
         "real": None if first is None else {"shape": [1, *first.real.shape], "data": _text(first.real)},
         "panels": [
-            {**_steps(s, t, t.kept), "shape": list(t.frames.shape), "data": _text(t.frames)}
+            {**_steps(s, t, t.kept), "shape": list(t.frames.shape), "data": _text(t.frames), **_ellipses(t)}
             for s, t in strip.tracks.items()
         ],
     }
@@ -180,6 +234,17 @@ def _steps(series: int, track: Track, kept: np.ndarray) -> dict[str, Any]:
         "kept": kept.tolist(),
         "t": [round(float(track.times[i]), 4) for i in kept],
     }
+
+
+def _ellipses(track: Track) -> dict[str, Any]:
+    """How many of the points have an ellipse, and the roots of all frames; nothing where a model tells none."""
+    return {} if track.spread is None else {"sure": {"count": track.spread.shape[1], "data": _text(track.spread)}}
+
+
+def _maps(track: Track, sheet: Sheet) -> dict[str, Any]:
+    """The maps with their times; nothing where a model tells none."""
+    times = [round(float(track.times[i]), 4) for i in sheet.mapped]
+    return {"sure": {"t": times, "frames": sheet.maps}} if sheet.maps else {}
 
 
 def _text(array: np.ndarray) -> str:

@@ -120,11 +120,11 @@ def duration(seconds: float) -> str:
 def _definitions(study: Study, metrics: Sequence[str]) -> str:
     """What the metrics mean (HTML)."""
     from ..metrics import METRICS  # imports torch
+    from ..metrics.model import MODEL_METRICS
 
+    words = {name: m.words for name, m in METRICS.items()} | {name: m.words for name, m in MODEL_METRICS.items()}
     known = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(METRICS[name].words)}</dd></div>"
-        for name in metrics
-        if name in METRICS
+        f"<div><dt>{escape(name)}</dt><dd>{escape(words[name])}</dd></div>" for name in metrics if name in words
     )
     higher = [name for name in metrics if study.higher(name)]
     direction = "Smaller is better" + (f", but of {escape(', '.join(higher))} more is" if higher else "")

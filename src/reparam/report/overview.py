@@ -61,7 +61,7 @@ def _drawing(title: str, groups: Sequence[tuple[str, Sequence[Cell]]], caption: 
             parts.append(f'<g transform="translate({_GAP:g} {short(y + 8)})">{content}</g>')
             y += height + 14
         y += 6
-    for line in _wrapped(caption, width - 2 * _GAP):
+    for line in wrapped(caption, width - 2 * _GAP):
         y += 15
         parts.append(text(_GAP, y, line, fill="muted", size=11))
     height = y + 14
@@ -90,7 +90,8 @@ def _panel_line(cells: Sequence[Cell]) -> tuple[str, float]:
     return "".join(parts), 18 + tallest + 18
 
 
-def _wrapped(words: str, width: float, size: float = 11) -> list[str]:
+def wrapped(words: str, width: float, size: float = 11) -> list[str]:
+    """Words in lines of a width, at an average letter's width."""
     room, lines, line = int(width / (0.53 * size)), [], ""
     for word in words.split():
         if line and len(line) + 1 + len(word) > room:

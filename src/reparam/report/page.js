@@ -4,6 +4,7 @@
   const slider = document.getElementById("step");
   const play = document.getElementById("play");
   const readout = document.getElementById("readout");
+  const sure = document.getElementById("sure"); // there where a model told how sure it was
   if (!slider) return;
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -34,9 +35,13 @@
       panel.columns = Number(canvas.dataset.columns);
       panel.count = Number(canvas.dataset.count);
       panel.sheets = [...(source.frames || []).map((link) => `data:${link}`), final].map((a) => sheetOf(panel, a));
+      panel.mapTimes = source.sure ? source.sure.t : [];
+      panel.maps = source.sure ? source.sure.frames.map((link) => sheetOf(panel, `data:${link}`)) : [];
     } else {
       panel.shape = source.shape;
       panel.values = new Int16Array(bytes(source.data).buffer);
+      panel.ellipses = source.sure ? source.sure.count : 0;
+      if (source.sure) panel.roots = new Int16Array(bytes(source.sure.data).buffer);
     }
     return panel;
   }
@@ -64,6 +69,31 @@
     return outside;
   }
 
+  // An ellipse is the unit circle under the triangular root of its covariance.
+  function ellipses(g, panel, frame, size, ratio) {
+    const unit = panel.strip.span / 32767, count = panel.shape[1], none = -32768;
+    g.lineWidth = 0.8 * ratio;
+    g.strokeStyle = colourOf(panel.colour);
+    for (let n = 0; n < panel.ellipses; n += 1) {
+      const at = 2 * (count * frame + n), from = 3 * (panel.ellipses * frame + n);
+      const x = panel.values[at] * unit, y = panel.values[at + 1] * unit;
+      const [xx, xy, yy] = panel.roots.subarray(from, from + 3);
+      if (xx === none || Math.abs(x) > 1 || Math.abs(y) > 1 || (!xx && !yy)) continue;
+      const scale = unit * size / 2;
+      g.save();
+      g.transform(xx * scale, -xy * scale, 0, -yy * scale, (x + 1) / 2 * size, (1 - y) / 2 * size);
+      g.beginPath();
+      g.arc(0, 0, 1, 0, 2 * Math.PI);
+      g.restore();
+      g.globalAlpha = 0.06;
+      g.fillStyle = g.strokeStyle;
+      g.fill();
+      g.globalAlpha = 0.55;
+      g.stroke();
+    }
+    g.globalAlpha = 1;
+  }
+
   function drawPoints(panel, frame, g, size, ratio) {
     const count = panel.shape[1], span = panel.strip.span;
     g.fillStyle = colourOf("--panel");
@@ -74,9 +104,12 @@
       dots(g, behind.values, 0, behind.shape[1], span, size, 1.2 * ratio);
     }
     g.fillStyle = colourOf(panel.colour);
-    g.globalAlpha = 0.8;
+    const last = frame === panel.places.length - 1; // samples leave no doubt
+    const doubt = Boolean(sure && sure.checked && panel.ellipses && !last);
+    g.globalAlpha = doubt ? 0.45 : 0.8;
     const outside = dots(g, panel.values, 2 * count * frame, count, span, size, 1.6 * ratio);
     g.globalAlpha = 1;
+    if (doubt) ellipses(g, panel, frame, size, ratio);
     g.lineWidth = ratio;
     g.strokeStyle = colourOf("--rule");
     g.strokeRect(ratio / 2, ratio / 2, size - ratio, size - ratio);
@@ -86,7 +119,8 @@
   const realOf = (strip) => panels.find((p) => p.real && p.strip === strip);
 
   function drawPictures(panel, frame, g, width, height) {
-    const sheet = panel.sheets[frame], {columns, count} = panel;
+    const mapped = Boolean(sure && sure.checked && panel.maps.length), {columns, count} = panel;
+    const sheet = mapped ? panel.maps[nearest(panel.mapTimes, panel.times[frame])] : panel.sheets[frame];
     if (!sheet.complete || !sheet.naturalWidth) return; // what is seen stays until it is read
     const rows = Math.ceil(count / columns);
     const wide = sheet.naturalWidth / columns, high = sheet.naturalHeight / rows;
@@ -101,6 +135,12 @@
       const w = Math.round((i + 1) * cell) - x - (i + 1 < columns ? gap : 0);
       const h = Math.round((j + 1) * tall) - y - (j + 1 < rows ? gap : 0);
       g.drawImage(sheet, i * wide, j * high, wide, high, x, y, w, h);
+      if (mapped) {
+        g.globalCompositeOperation = "multiply";
+        g.fillStyle = "#ffc04d";
+        g.fillRect(x, y, w, h);
+        g.globalCompositeOperation = "source-over";
+      }
     }
     panel.canvas.parentNode.classList.add("live");
   }
@@ -181,8 +221,14 @@
     if (found && Number.isFinite(Number(found[1]))) { stop(); show(Number(found[1])); }
   }
 
+  function doubts() {
+    document.getElementById("sure-about").hidden = !sure.checked;
+    panels.forEach(draw);
+  }
+
   play.addEventListener("click", () => (timer ? stop() : start()));
   slider.addEventListener("input", () => { stop(); show(Number(slider.value) / store.steps); });
+  if (sure) sure.addEventListener("change", doubts);
   window.addEventListener("hashchange", fromAddress);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => panels.forEach(draw));
   const resized = new ResizeObserver((entries) => {

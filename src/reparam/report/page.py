@@ -17,8 +17,10 @@ from typing import Any
 from .._version import __version__
 from ..files import write_text
 from . import plots
+from .calibration import calibration_section
 from .cards import cards_section
 from .curves import learning_section, noise_section
+from .density import density_section, write_figures
 from .embed import strips
 from .leaderboard import leaderboard
 from .nearest import nearest_section
@@ -84,8 +86,10 @@ def render(
             "verdict": verdict(study),
             "leaderboard": leaderboard(study),
             "samples": samples,
+            "density": density_section(study, out),
             "nearest": nearest_section(study, out),
             "noise": noise_section(study),
+            "calibration": calibration_section(study),
             "learning": learning_section(study, out),
             "measured": cards_section(study),
             "notes": f'<section><h2 id="notes">Notes</h2><ul>{listed}</ul></section>' if notes else "",
@@ -104,14 +108,15 @@ def write_report(
 
     Args:
         out: the study's folder: it holds a folder for each run, named by the row's "run", with
-            ``trajectory.npz``, ``metrics.jsonl`` and ``nearest.npz`` (any may be missing).
+            ``trajectory.npz``, ``metrics.jsonl``, ``nearest.npz`` and ``figure.npz`` (any may be missing).
         title, description: what was studied, in plain words.
         rows: the leaderboard. Rows whose "best_lr" is false are left out.
         rank_by: the metric that ranks; data sets it does not apply to are ranked by their first.
         notes: what a reader must know to judge the study.
 
     Returns:
-        The path of ``report.html``; ``overview.svg`` lies beside it. Both appear whole or not at all.
+        The path of ``report.html``; ``overview.svg`` and the figures of runs that have any, ``figure-RUN.svg``,
+        lie beside it. Each appears whole or not at all.
 
     Raises:
         OutputError: if they cannot be written.
@@ -120,5 +125,6 @@ def write_report(
     study = Study.of(rows, rank_by)
     found = strips(study, out)
     write_text(out / "overview.svg", overview(study, found, title))
+    write_figures(out, rows)
     write_text(out / "report.html", render(study, found, out, title=title, description=description, notes=notes))
     return out / "report.html"

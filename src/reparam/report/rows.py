@@ -21,7 +21,7 @@ _KNOWN = ("x0", "velocity", "eps", "v", "score", "edm", "k")
 #: What else may set two runs of one target apart; named where it does.
 _VARIANTS = (
     *("network", "schedule", "loss_space", "weighting", "times", "time", "input", "t_range", "steps"),
-    *("conditional", "guidance"),
+    *("conditional", "guidance", "supervision"),
 )
 
 

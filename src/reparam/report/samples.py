@@ -8,16 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import plots
-from .embed import packed
+from .embed import deepest, packed
 from .plots import escape, number
 from .rows import Entry, Study, metric_of, words_of
 from .sheets import Cells, Sheet
-from .tracks import Strip, unit
+from .tracks import ELLIPSES, Strip, unit
 
 _WIDTH = 200.0
 #: A panel is at least so wide for each picture that stands side by side in it, and at least _NARROW. On a
 #: page as narrow as a phone, _PHONE, it may be half as wide as the page where its pictures still can be seen.
 _CELL, _NARROW, _PHONE = 36, 216, 340
+#: What turns on how sure the models were.
+_SURE = (
+    '<label class="sure"><input type="checkbox" id="sure" autocomplete="off">'
+    "<span>show how sure the model is</span></label>"
+)
 
 
 def drawn(strip: Strip, series: int | None, width: float) -> tuple[str, float]:
@@ -186,16 +191,42 @@ def samples_section(study: Study, found: Sequence[Strip], controls: str) -> tupl
         for i, (strip, about) in enumerate(zip(found, abouts, strict=True))
     )
     note = " Some steps are left out to keep this page small." if any(_thin(strip) for strip in found) else ""
-    slider = controls.replace("{{steps}}", str(steps)) if steps else ""
+    told = _about_spread(found) if steps else ""
+    slider = controls.replace("{{steps}}", str(steps)).replace("{{sure}}", _SURE if told else "") if steps else ""
     page = (
         '<section class="samples"><h2 id="samples">Samples</h2>'
         f"<p>What each model believed the clean data x0 to be at every sampling step, from noise to the final "
         f"samples. {shared}{note}</p>"
-        f"{slider}{figures}</section>"
+        f"{slider}{told}{figures}</section>"
     )
     data = {"steps": steps, "strips": [packed(strip) for strip in found]}
     # In a script element nothing is escaped but what could end it.
     return page, json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _about_spread(found: Sequence[Strip]) -> str:
+    """What is seen where a reader asks how sure the models are (HTML, shown by the script); may be empty."""
+    told = [strip for strip in found if any(track.spread is not None for track in strip.tracks.values())]
+    words = []
+    if any(strip.frame for strip in told):
+        words.append(
+            f"An ellipse is one standard deviation of x0 given what the model sees at that step, around what it "
+            f"believes x0 to be: of at most {ELLIPSES} points of a panel."
+        )
+    scales = {strip.data: deepest(strip) for strip in told if strip.sheets}
+    if scales:
+        tops = [f"{number(top)}{f' on {escape(data)}' if len(scales) > 1 else ''}" for data, top in scales.items()]
+        words.append(
+            f"Maps in place of the pictures: the standard deviation of each pixel of x0 given what the model sees at "
+            f"that step, the root mean square of its colours. Black is 0, the full colour {', '.join(tops)} (black to "
+            f"white is 2), and half as bright a quarter of that."
+        )
+    if any(track.spread is None for strip in told for track in strip.tracks.values()):
+        words.append("Models that tell no variance are shown as before.")
+    if not words:
+        return ""
+    words.append("The final samples leave no doubt: move the slider towards noise.")
+    return f'<p id="sure-about" hidden>{" ".join(words)}</p>'
 
 
 def _thin(strip: Strip) -> bool:

@@ -8,7 +8,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -66,12 +66,12 @@ class Cells:
         """Pictures [n, H, W, C] on a sheet, each no larger than ``side``; what is missing is grey."""
         return contact_sheet(self.arranged(pictures, side), columns=self.columns)
 
-    def arranged(self, pictures: np.ndarray, side: int) -> np.ndarray:
-        """The picture of each cell, [cells, H, W, C]."""
+    def arranged(self, pictures: np.ndarray, side: int, missing: int = 128) -> np.ndarray:
+        """The picture of each cell, [cells, H, W, C]; one of the value ``missing`` where there is none."""
         places = np.asarray(self.places, int)
         known = (places >= 0) & (places < len(pictures))
         small = shrunk(pictures[places[known]], side)
-        cells = np.full((len(places), *small.shape[1:]), 128, np.uint8)
+        cells = np.full((len(places), *small.shape[1:]), missing, np.uint8)
         cells[known] = small
         return cells
 
@@ -86,6 +86,7 @@ class Sheet:
         kept: which steps these are.
         final: the final pictures, [cells, H, W, C]. size: height and width before they were shrunk.
         lossy: whether the final sheet, and those before it, are compressed with loss.
+        maps: the maps of standard deviations at the steps ``mapped``, as the ends of data URIs; may be empty.
     """
 
     cells: Cells
@@ -94,6 +95,8 @@ class Sheet:
     final: np.ndarray
     size: tuple[int, int]
     lossy: tuple[bool, bool] = (False, False)
+    maps: tuple[str, ...] = ()
+    mapped: np.ndarray = field(default_factory=lambda: np.arange(0))
 
 
 def link(sheet: np.ndarray, quality: int | None = None) -> str:

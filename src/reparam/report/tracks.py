@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from .sheets import Sheet, shrunk
 
 #: What is kept of a run: points; pictures, of which enough for some of every class; and their size.
 _POINTS, _PICTURES, LARGEST = 256, 120, 64
+#: Of so many points it is drawn how sure the model was.
+ELLIPSES = 32
 #: Points are kept up to this many times the half width of the frame, and clipped there.
 SPAN = 4.0
 _MISSING = -32768
@@ -50,6 +53,9 @@ class Track:
         times: t at each of all steps. kept: which of the steps are in ``frames``.
         labels: the class asked of each picture, and ``real_labels`` that of the real ones; may be empty.
         size: height and width of the pictures as they were.
+        spread: how sure the model was, where it told: of the first ``ELLIPSES`` points the covariance (xx, xy,
+            yy) of x0 given x_t, [F, n, 3], and once quantised its triangular root; or of pictures the standard
+            deviations, uint8 [F, m, H, W, 1], of which 255 is ``spread_max``.
     """
 
     kind: str
@@ -61,6 +67,8 @@ class Track:
     labels: tuple[str, ...] = ()
     real_labels: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
+    spread: np.ndarray | None = None
+    spread_max: float = 1.0
 
     @classmethod
     def read(cls, out: Path, run: str) -> Track | None:
@@ -77,7 +85,8 @@ class Track:
         frames, real = file["frames"], file["real"]
         if frames.ndim != 3 or real.ndim != 2 or frames.shape[2] != 2 or real.shape[1] != 2:
             return None
-        return cls("points", axes, frames[:, :_POINTS].astype(float), real[:_POINTS].astype(float), times, kept)
+        kept_points = frames[:, :_POINTS].astype(float)
+        return cls("points", axes, kept_points, real[:_POINTS].astype(float), times, kept, spread=_covariances(file))
 
     @classmethod
     def _of_pictures(cls, file: dict[str, np.ndarray], axes: str, times: np.ndarray, kept: np.ndarray) -> Track | None:
@@ -85,6 +94,7 @@ class Track:
         if frames is None or real is None:
             return None
         small = np.stack([shrunk(frame[:_PICTURES], LARGEST) for frame in frames])
+        spread, most = _deviations(file, frames.shape[:4])
         return cls(
             "pictures",
             axes,
@@ -95,12 +105,15 @@ class Track:
             _names(file.get("labels"), frames.shape[1]),
             _names(file.get("real_labels"), len(real)),
             (frames.shape[2], frames.shape[3]),
+            spread,
+            most,
         )
 
     def thinned(self, most: int) -> Track:
         """Points with at most so many frames, the first and the last among them."""
         at = evenly(len(self.frames), most)
-        return Track(self.kind, self.axes, self.frames[at], self.real, self.times, self.kept[at])
+        spread = None if self.spread is None else self.spread[at]
+        return Track(self.kind, self.axes, self.frames[at], self.real, self.times, self.kept[at], spread=spread)
 
 
 def _names(labels: np.ndarray | None, count: int) -> tuple[str, ...]:
@@ -108,6 +121,25 @@ def _names(labels: np.ndarray | None, count: int) -> tuple[str, ...]:
     if labels is None or labels.shape != (count,):
         return ()
     return tuple(str(label) for label in labels[:_PICTURES])
+
+
+def _covariances(file: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Of the points whose ellipses are drawn; None where a run tells none, or none of these points."""
+    spread = file.get("spread")
+    if spread is None or spread.dtype.kind != "f" or spread.shape != (*file["frames"].shape[:2], 3):
+        return None
+    return spread[:, :ELLIPSES].astype(float)
+
+
+def _deviations(file: dict[str, np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray | None, float]:
+    """Maps of standard deviations with what 255 stands for; None where a run tells none of these pictures."""
+    spread, most = file.get("spread"), np.asarray(file.get("spread_max", math.nan))
+    if spread is None or spread.dtype != np.uint8 or spread.shape != shape or most.size != 1 or most.dtype.kind != "f":
+        return None, 1.0
+    largest = float(most.reshape(()))
+    if not (math.isfinite(largest) and largest > 0):
+        return None, 1.0
+    return np.stack([shrunk(frame[:_PICTURES, :, :, None], LARGEST) for frame in spread]), largest
 
 
 def evenly(count: int, most: int) -> np.ndarray:
@@ -136,6 +168,24 @@ class Frame:
         scaled = (points - np.asarray(self.centre)) / self.half * (32767 / SPAN)
         whole = np.clip(np.rint(np.nan_to_num(scaled, nan=0.0, posinf=1e9, neginf=-1e9)), -32767, 32767)
         whole[~np.isfinite(points).all(-1)] = _MISSING
+        return whole.astype("<i2")
+
+    def roots(self, covariances: np.ndarray) -> np.ndarray:
+        """Covariances [..., 3] (xx, xy, yy) as int16: their lower triangular roots [..., 3] (xx, xy, yy).
+
+        In the units of :meth:`quantised`, and cut off where that is. What is no covariance is -32768.
+        """
+        xx, xy, yy = np.moveaxis(covariances / self.half**2, -1, 0)
+        with np.errstate(all="ignore"):
+            first = np.sqrt(xx)
+            slant = np.where(xx > 0, xy / first, 0.0)
+            rest = yy - slant**2
+            # What is negative by no more than the rounding of float32 is a line, not an ellipse.
+            second = np.sqrt(np.where((rest < 0) & (rest > -1e-6 * yy), 0.0, rest))
+        root = np.stack([first, slant, second], -1)
+        known = np.isfinite(root).all(-1)
+        whole = np.clip(np.rint(np.where(known[..., None], root, 0.0) * (32767 / SPAN)), -32767, 32767)
+        whole[~known] = _MISSING
         return whole.astype("<i2")
 
 

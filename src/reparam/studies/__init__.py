@@ -249,12 +249,34 @@ def _notes(plan: Recipe) -> list[str]:
     restricted = {c.target["name"]: c.t_range for c in configs if tuple(c.t_range) != (0.0, 1.0)}
     for name, (low, high) in restricted.items():
         notes.append(f"{name} is trained and sampled on t in [{low:g}, {high:g}], where it is regular.")
-    spaces = {words_of(c.loss_space or c.weighting or "its own target's") for c in configs}
-    notes.append(f"Loss measured in {', '.join(sorted(spaces))} space.")
+    errors = [c for c in configs if c.target["name"] != "gaussian"]
+    if spaces := {words_of(c.loss_space or c.weighting or "its own target's") for c in errors}:
+        notes.append(f"Loss measured in {', '.join(sorted(spaces))} space.")
+    notes += _of_how_they_learn(configs)
     if len({c.train.lr for c in configs}) > 1:
         notes.append(
             "Several learning rates were tried; each target is shown at its best one, by the ranking metric"
             f"{'’s mean over seeds' if len(seeds) > 1 else ''}."
+        )
+    return notes
+
+
+def _of_how_they_learn(configs: Sequence[RunConfig]) -> list[str]:
+    """What is said of likelihoods, of exact means and of guides, where there are any."""
+    notes, sampling = [], configs[0].sample
+    if any(c.target["name"] == "gaussian" for c in configs):
+        notes.append("gaussian predicts a mean and how sure it is of it; its loss is the likelihood of the data.")
+    if any(c.supervision == "exact" for c in configs):
+        notes.append(
+            "With supervision exact a network learns from the exact mean of x0 given x_t instead of from samples, "
+            "which takes data of known density."
+        )
+    if sampling.start == "data":
+        notes.append("Samples start from fresh data with the noise of the first time: exactly what belongs there.")
+    if guide := sampling.autoguidance:
+        notes.append(
+            f"Each model is also guided, with weight {guide.weight:g}, by its own averaged weights after {guide.step} "
+            "steps (autoguidance)."
         )
     return notes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DataError, SpecError
-from ..networks import is_factory, network
+from ..networks import own_network
 from ..spec import load, save, weights_file
 from ..training import Trainee
 from ..training.averages import load_into
@@ -45,10 +45,10 @@ def average_run(
             "some."
         )
     tensors, made = reconstruct(snapshots, width, step, allow_inexact=allow_inexact)
-    own = network(config.network) if is_factory(config.network["name"]) else None
-    denoiser = load(weights, net=own)
+    denoiser = load(weights, net=own_network(config.network))
     trainee = Trainee(denoiser.net, config.objective())
-    load_into(trainee, tensors)
+    exact = {name: p for name, p in trainee.named_parameters() if not p.requires_grad}  # a sum of snapshots rounds
+    load_into(trainee, {**tensors, **exact})
     target = Path(out) if out is not None else weights.parent / f"average-{width:g}.safetensors"
     save(trainee.objective.denoiser(trainee.net, data=denoiser.data), target)
     return target, made

@@ -19,7 +19,7 @@ from ..metrics import Reference
 from ..training import Engine
 from .pool import Resources
 from .recipe import RunConfig
-from .run import chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
+from .run import check_data, chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
 
 #: What Python and torch themselves take, a process.
 _BASE_BYTES = 350e6
@@ -61,8 +61,11 @@ def probe(
     costs = {}
     try:
         for run, config in runs.items():
+            check_data(config, data or data_of(config))
             varied = (config.train.batch, config.time, config.input, config.rank_by, config.conditional)
-            kind = json.dumps([config.data, config.network, config.extractor, *varied])
+            likelihood = config.target if config.target.get("name") == "gaussian" else None
+            loss = (likelihood, config.supervision)
+            kind = json.dumps([config.data, config.network, config.extractor, *varied, *loss])
             if kind not in seen:
                 mine = data or data_of(config)
                 fitting = chosen_metrics(config, mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -16,14 +17,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..confidence import Gaussian, prediction
 from ..data import DATA, Data, from_array, load_data
 from ..errors import Conflict, DataError, OutputError, ReparamError, unknown
 from ..files import write_text
-from ..metrics import METRICS, Reference, Scoring, given_reference, save_reference
+from ..metrics import METRICS, Calibration, Reference, Scoring, given_reference, save_reference
 from ..metrics.card import card
 from ..metrics.reference import WrongFile
 from ..metrics.statistics import processes
 from ..metrics.table import floors, keeps, scored
+from ..networks import is_factory, network
+from ..spec import load
 from .given import drawn_as, holds_floats, refuse_dark, run_in, samples_to_score
 from .leaderboard import number
 from .pool import resources
@@ -48,23 +52,47 @@ class Evaluation:
 
     def text(self) -> str:
         """For a reader."""
-        head = ["metric", "value", "95 % interval", "floor"]
-        lines = [head]
+        lines = [["metric", "value", "95 % interval", "floor"]]
         for name, entry in self.card["metrics"].items():
             interval = entry["interval"]
             span = "–" if interval is None else f"{number(interval[0])} … {number(interval[1])}"
             better = " (higher is better)" if entry["better"] == "higher" else ""
             lines.append([name + better, number(entry["value"]), span, number(entry["floor"])])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        table = "\n".join(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        )
         samples, reference, extractor = self.card["samples"], self.card["reference"], self.card["extractor"]
         by = f", by {extractor['name']}" if extractor else ""
-        said = [f"{samples['n']:,} samples against {reference['n']:,} of {reference['name']}{by}", "", table]
+        said = [f"{samples['n']:,} samples against {reference['n']:,} of {reference['name']}{by}", "", _table(lines)]
+        said += _calibration_told(self.card["calibration"]) if "calibration" in self.card else []
         said += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join([*said, *(f"warning: {warning}" for warning in self.card["warnings"])])
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def _calibration_told(found: Mapping[str, Any]) -> list[str]:
+    """How honest the variance is, as a table for a reader."""
+    total = found["total"]
+    shares = list(total["coverage"])
+    names = {"nll": "nll", "exact_nll": "exact nll", "var": "variance", "mse": "squared error"}
+    names = {name: words for name, words in names.items() if total[name] is not None}
+    lines = [["noise level", "z²", *(f"within {100 * float(p):g} %" for p in shares), *names.values()]]
+    levels = [f"t {low:.2f} … {high:.2f}" for low, high in itertools.pairwise(found["edges_t"])]
+    for level, one in zip([*levels, "all"], [*found["bins"], total], strict=True):
+        z2 = f"{number(one['z2']['value'])} ± {number(one['z2']['error'])}"
+        covered = [f"{100 * one['coverage'][p]['value']:.1f} %" for p in shares]
+        lines.append([level, z2, *covered, *(number(one[name]["value"]) for name in names)])
+    error, chance = number(total["calibration_error"]), number(total["calibration_floor"])
+    words = (
+        "calibration of the stated variance, on held-out data (z² is 1 where it is honest, above where it is too "
+        f"small): error {error}, by chance {chance}"
+    )
+    return ["", words, "", _table(lines)]
 
 
 def evaluate(
@@ -126,7 +154,8 @@ def evaluate(
         least = _floors(real, list(entries), found.count)
         for name, entry in entries.items():
             entry["floor"] = least[name]
-        whole = _card(scoring, entries, samples, run, rule)
+        found_of_variance = _calibration(run, _device(device), left_out) if run else None
+        whole = _card(scoring, entries, samples, run, rule, found_of_variance)
         if out is not None and processes()[0] == 0:
             write_text(out, json.dumps(whole, indent=2) + "\n")
     return Evaluation(whole, left_out)
@@ -138,6 +167,7 @@ def _card(
     samples: Any,
     run: tuple[RunConfig, Path] | None,
     rule: str | None,
+    calibration: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The scores with all that is known of how they came about."""
     found, real = scoring.samples, scoring.real
@@ -152,6 +182,7 @@ def _card(
         model=made.get("model"),
         sampling=made.get("sampling"),
         noise_levels=levels,
+        calibration=calibration,
         warnings=remarks,
     )
     whole["floor"] = real.fresh_counts(found.count)
@@ -196,9 +227,34 @@ def _told(samples: Any) -> str:
 
 def _noise_levels(folder: Path) -> dict[str, Any] | None:
     """The x0 error by noise level that a run's training ended with."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return noise_levels(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    with contextlib.suppress(KeyError):
+        return noise_levels(_row(folder))
     return None
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    """A run's row of the leaderboard; {} where there is none yet."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _calibration(run: tuple[RunConfig, Path], device: str, left_out: dict[str, str]) -> dict[str, Any] | None:
+    """How honest the variance of a run's model is: as its study found, else measured now; None if it states none."""
+    config, folder = run
+    known = _row(folder).get("calibration")
+    likelihood = prediction(config.target)
+    if known is not None or not isinstance(likelihood, Gaussian) or likelihood.of != "x0":
+        return known
+    try:
+        own = network(config.network) if is_factory(config.network["name"]) else None
+        denoiser = load(folder / "model.safetensors", net=own).to(device)
+        low, high = config.validate_on or config.t_range
+        return Calibration.on(denoiser, data_of(config), (low, high), conditional=config.conditional).to_dict()
+    except ReparamError as e:
+        left_out["calibration"] = str(e)
+        return None
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..data import Data, from_array
 from ..errors import DataError, NetworkError
 from ..metrics import Reference
-from ..networks import NETWORKS, is_factory
+from ..networks import NETWORKS, is_factory, own_code
 from ..samplers.thresholding import refuse_cut
+from .confidence import check_base
 from .recipe import Recipe, data_named
 from .run import data_of, make_network, scored
 
@@ -80,6 +81,7 @@ def preflight(plan: Recipe, own: Inputs, say: Callable[[str], None]) -> dict[str
     """Load each data set, say what it is, announce code of the user's; digests by data."""
     digests: dict[str, str] = {}
     for config in plan.runs.values():
+        check_base(config)
         mine = own.data or data_of(config)
         key = json.dumps(config.data, sort_keys=True)
         if key not in digests:
@@ -94,19 +96,19 @@ def preflight(plan: Recipe, own: Inputs, say: Callable[[str], None]) -> dict[str
             refuse_cut(record["min"], record["max"])
     for what in ("network", "extractor"):
         parts = [part for c in plan.runs.values() if (part := getattr(c, what))]
-        for name in sorted({str(part["name"]) for part in parts if is_factory(part["name"])}):
+        for name in sorted({name for part in parts for name in own_code(part)}):
             say(f"  running your code: {what} {name}")
         if config.extractor and is_factory(config.extractor["name"]) and mine.pictures:
             digests["extractor"] = Reference(mine, config.extractor).extractor.digest
     for config in plan.runs.values():
         key = json.dumps(config.network, sort_keys=True)
-        if key not in digests and config.network["name"] not in NETWORKS:
+        if key not in digests and (config.network["name"] not in NETWORKS or "weights" in config.network):
             digests[key] = _fingerprint(make_network(config, own.data or data_of(config), own.factory))
     return digests
 
 
 def _fingerprint(net: nn.Module) -> str:
-    """A hash of a network of the user's: its printed form and its initial weights."""
+    """A hash of a network of the user's, or of one that begins with weights: its printed form and its first weights."""
     found = hashlib.sha256(repr(net).encode())
     for name, value in net.state_dict().items():
         found.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -13,36 +13,40 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..data import DATA, LATENTS
 from ..denoiser import Denoiser
-from ..errors import Conflict, RecipeError, ReparamError, Unsupported, unknown
+from ..errors import Conflict, RecipeError, ReparamError, TimeOutOfRange, Unsupported, unknown
 from ..metrics import EXTRACTORS, METRICS
+from ..metrics.model import MODEL_METRICS
 from ..networks import NETWORKS, is_factory
 from ..objective import Objective
 from ..samplers import GRIDS, SAMPLERS, THRESHOLDS, Sampler
-from ..schedules import SCHEDULES
+from ..schedules import SCHEDULES, Schedule
 from ..times import TIMES
 from ..training import TrainConfig
 
 #: Keys whose value is a pair by nature; a list of such pairs is a sweep.
 _RANGES = ("t_range", "validate_on")
-_PAIRS = {*_RANGES, "sample.guidance_interval", "data.size", "times.density"}
+_PAIRS = {
+    *(*_RANGES, "data.size", "times.density"),
+    *("sample.guidance_interval", "sample.sigma_range", "sample.autoguidance.interval"),
+}
 #: Keys whose value is a list.
-_LISTS = ("metrics", "train.also_ema", "train.ema_widths")
+_LISTS = ("metrics", "train.also_ema", "train.ema_widths", "train.keep_at")
 #: Parts that have a name, and may be written as it alone.
 _PARTS = ("data", "network", "schedule", "times", "target", "extractor")
 #: Of these, what may be a user's own ``pkg.mod:make``.
 _OWN_CODE = ("network", "extractor")
 #: What an entry of ``target`` may set besides the target's own arguments.
-_PER_TARGET = ("t_range", "loss_space", "weighting", "times")
+_PER_TARGET = ("t_range", "loss_space", "weighting", "times", "supervision")
 
 
 def _check_range(key: str, pair: list[float]) -> None:
@@ -57,6 +61,29 @@ def _split(part: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class AutoguidanceConfig:
+    """What guides samples: the model itself as it was earlier in training.
+
+    Attributes:
+        step: of which the averaged network is kept and guides. weight: 1 is no guidance.
+        interval: the times t where it is applied.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
+    step: int
+    weight: float
+    interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise RecipeError(f"sample.autoguidance.step must be at least 1, found {self.step}.")
+        if not math.isfinite(self.weight):
+            raise RecipeError(f"sample.autoguidance.weight must be a finite number, found {self.weight}.")
+        _check_range("sample.autoguidance.interval", self.interval)
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """How samples are drawn for scoring.
 
@@ -66,6 +93,11 @@ class SampleConfig:
         threshold: "none", or how x0 is kept in [-1, 1]: "static" or "dynamic". seed: of their noise.
         guidance: the weight of classifier-free guidance; 1 is none.
         guidance_interval: the times t where it is applied.
+        autoguidance: how samples are drawn that are scored beside the others, guided by an earlier state.
+        start: what they are drawn from: "noise", or "data" with the noise of the grid's first time, so that nothing is
+            wrong with them at that time; for data of which there is no end.
+        sigma_range: the noise over signal, σ/α, at the grid's last time before 0 and at its first; for the grids karras
+            and log_snr, by default the ends of t_range.
         reference: at most so many real pictures they are compared with.
     """
 
@@ -79,6 +111,9 @@ class SampleConfig:
     seed: int = 0
     guidance: float = 1.0
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    autoguidance: AutoguidanceConfig | None = None
+    start: Literal["noise", "data"] = "noise"
+    sigma_range: list[float] | None = None
     reference: int = 10_000
 
     def __post_init__(self) -> None:
@@ -92,7 +127,24 @@ class SampleConfig:
             raise unknown("way to threshold (sample.threshold)", self.threshold, THRESHOLDS)
         _check_part("sample.sampler", _named("sampler", self.sampler), SAMPLERS)
         _check_part("sample.grid", _named("grid", self.grid), GRIDS, supplied=("denoiser", "steps", "start"))
+        self._check_sigma_range()
         self.method()
+
+    def _check_sigma_range(self) -> None:
+        if self.sigma_range is None:
+            return
+        if len(self.sigma_range) != 2 or not 0 < self.sigma_range[0] < self.sigma_range[1] < math.inf:
+            raise RecipeError(
+                f"sample.sigma_range: expected two increasing positive numbers, found {self.sigma_range}."
+            )
+        name, arguments = _split(self.grid)
+        if not takes_ends(self.grid):
+            raise Conflict(
+                f"sample.sigma_range says where a grid in noise levels begins and ends, and sample.grid is {name}; use "
+                "sample.grid: karras or log_snr."
+            )
+        if "last" in arguments:
+            raise Conflict("sample.grid.last and sample.sigma_range say the same thing; remove one of the two.")
 
     def method(self) -> Sampler:
         """The sampler.
@@ -106,11 +158,37 @@ class SampleConfig:
     def times(self, denoiser: Denoiser) -> list[float]:
         """The grid that the sampler walks with this model."""
         name, arguments = _split(self.grid)
-        return GRIDS[name](denoiser, self.steps, **arguments)
+        return GRIDS[name](denoiser, self.steps, **arguments, **self.ends(denoiser.schedule, denoiser.t_range))
+
+    def ends(self, schedule: Schedule, t_range: tuple[float, float]) -> dict[str, float]:
+        """The times ``last`` and ``start`` of ``sigma_range``, for the grid; nothing where there is none.
+
+        Raises:
+            RecipeError: if the model is not trained there.
+        """
+        if self.sigma_range is None:
+            return {}
+        try:
+            last, start = (float(schedule.time_at(-2 * math.log(sigma))) for sigma in self.sigma_range)
+        except TimeOutOfRange as e:
+            raise RecipeError(f"sample.sigma_range {self.sigma_range}: {e}") from e
+        if not t_range[0] <= last < start <= t_range[1]:
+            raise RecipeError(
+                f"sample.sigma_range {self.sigma_range} is t = [{last:.4g}, {start:.4g}] under {schedule}, and the "
+                f"model is trained on [{t_range[0]:g}, {t_range[1]:g}]; keep within that."
+            )
+        return {"last": last, "start": start}
 
     def evaluations(self) -> int:
-        """How often a sample asks the network, guidance aside."""
-        return self.steps * (2 if _split(self.sampler)[0] in ("heun", "edm") else 1)
+        """How often a sample asks the network, classifier-free guidance aside."""
+        once = self.steps * (2 if _split(self.sampler)[0] in ("heun", "edm") else 1)
+        return once if self.autoguidance is None else 3 * once  # again, by the model and by its guide
+
+
+def takes_ends(grid: str | dict[str, Any]) -> bool:
+    """Whether a grid can be told the noise levels at which it begins and ends."""
+    make = GRIDS.get(_split(grid)[0])
+    return make is not None and {"start", "last"} <= inspect.signature(make).parameters.keys()
 
 
 @dataclass(frozen=True)
@@ -138,7 +216,14 @@ class RunConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     metrics: list[str] | None = None
     rank_by: str | None = None
+    supervision: Literal["sample", "exact"] = "sample"
     seed: int = 0
+
+    @property
+    def keep_at(self) -> list[int]:
+        """The steps after which the averaged network is kept."""
+        guide = self.sample.autoguidance
+        return sorted({*self.train.keep_at, *([guide.step] if guide else [])})
 
     def objective(self) -> Objective:
         """The objective that the run trains for.
@@ -307,8 +392,8 @@ def load_recipe(
     Raises:
         RecipeError, UnknownName, Conflict, …: with the path of the key in the message.
     """
-    raw = override(read_recipe(which), settings or [])
-    _check_keys("", raw, [f.name for f in fields(RunConfig)])
+    raw = _seeded(override(read_recipe(which), settings or []))
+    _check_keys("", raw, [*(f.name for f in fields(RunConfig)), "seeds"])
     for key in ("data", "network", "target"):
         if raw.get(key) is None:
             raise RecipeError(f"{key}: missing. A recipe needs data, network and target.")
@@ -329,6 +414,20 @@ def load_recipe(
         _share_validation(runs),
         raw.get("rank_by"),
     )
+
+
+def _seeded(raw: dict[str, Any]) -> dict[str, Any]:
+    """``seeds: 3`` is ``seed: [0, 1, 2]``, from ``seed`` on where that is given."""
+    if "seeds" not in raw:
+        return raw
+    seeds, first = raw.pop("seeds"), raw.get("seed", 0)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise RecipeError(f"seeds: expected how many, an integer of at least 1, found {seeds!r}.")
+    if isinstance(first, list):
+        raise Conflict(f"seeds ({seeds}) and seed ({first}) both say which seeds there are; remove one of the two.")
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise RecipeError(f"seed: expected an integer, found {first!r}.")
+    return {**raw, "seed": first if seeds == 1 else list(range(first, first + seeds))}
 
 
 def _same_scores(runs: list[RunConfig]) -> None:
@@ -381,7 +480,8 @@ def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[A
 
 def _takes_a_list(prefix: str, part: dict[str, Any], argument: str, value: list[Any]) -> bool:
     """Whether the list is what a built-in network (or the like) takes for one value of that argument."""
-    parts: dict[str, dict[str, Any]] = {"network.": NETWORKS, "schedule.": SCHEDULES, "times.": TIMES}
+    parts: dict[str, dict[str, Any]] = {"schedule.": SCHEDULES, "times.": TIMES}
+    parts |= dict.fromkeys(("network.", "network.base.", "network.head."), NETWORKS)
     make = parts.get(prefix, {}).get(str(part.get("name")))
     if make is None:
         return False
@@ -416,7 +516,9 @@ def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _label(key: str, value: Any) -> str:
     text = value.get("name", "") if isinstance(value, dict) else value
-    text = text if key in (*_PARTS, "sampler", "grid") else f"{key}{text}"
+    if key == "target" and isinstance(value, dict) and value.get("supervision") == "exact":
+        text = f"{text}_exact"
+    text = text if key in (*_PARTS, "sampler", "grid", "supervision") else f"{key}{text}"
     return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.") or key
 
 
@@ -439,14 +541,21 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
     _check_part("data", config.data, DATA, extra_data)
     if config.data.get("holdout") == 0:
         raise RecipeError("data.holdout is 0, and a run is scored and validated on held-out data; give 0.1 or so.")
-    _check_part("network", config.network, NETWORKS, extra_networks, supplied=("dim", "image", "channels", "classes"))
+    supplied = ("dim", "image", "channels", "classes", "outputs")
+    _check_part("network", config.network, NETWORKS, extra_networks, supplied)
     _check_part("schedule", config.schedule, SCHEDULES)
     _check_part("times", config.times, TIMES)
+    _check_supervision(config)
     if config.extractor is not None:
         _check_part("extractor", config.extractor, EXTRACTORS)
     if config.sample.guidance != 1 and not config.conditional:
         raise Conflict(
             f"sample.guidance is {config.sample.guidance:g}, and guidance needs a conditional model: conditional: true."
+        )
+    if (guide := config.sample.autoguidance) is not None and guide.step > config.train.steps:
+        raise RecipeError(
+            f"sample.autoguidance.step is {guide.step}, and train.steps {config.train.steps}: a guide is an earlier "
+            "state of the model."
         )
     if config.metrics is not None and not config.metrics:
         raise RecipeError("metrics: the list is empty; leave the key out to measure all that apply.")
@@ -456,8 +565,8 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
             f"(sample.guidance: {config.sample.guidance:g}) needs that. Set train.label_drop=0.1."
         )
     for name in [*(config.metrics or []), *([config.rank_by] if config.rank_by else [])]:
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
+        if name not in METRICS and name not in MODEL_METRICS:
+            raise unknown("metric", name, [*METRICS, *MODEL_METRICS])
     for key in _RANGES:
         if (pair := getattr(config, key)) is not None:
             _check_range(key, pair)
@@ -465,12 +574,21 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
         objective = config.objective()
     except ReparamError as e:
         raise type(e)(f"target {config.target.get('name')}: {e}") from e
+    config.sample.ends(objective.schedule, objective.conventions.t_range)
     if config.sample.method().needs_smooth and not objective.schedule.smooth:
         raise Unsupported(
             f"sample.sampler: {config.sample.method().name} steps in t, where {objective.schedule} has kinks; use "
             "--set sample.sampler=ddim."
         )
     return config
+
+
+def _check_supervision(config: RunConfig) -> None:
+    if config.supervision == "exact" and config.target.get("name") == "gaussian":
+        raise Conflict(
+            "supervision: exact has a network learn the exact mean of x0, and a gaussian target learns from samples "
+            "how far they lie from its own; remove one of the two."
+        )
 
 
 def _check_keys(path: str, given: dict[str, Any], known: list[str]) -> None:
@@ -492,13 +610,22 @@ def _translated(path: str, kind: Any, error: ValidationError) -> ReparamError:
     where = path + ".".join(str(p) for p in first["loc"] if not str(p).startswith(("function-", "dict[", "str")))
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         parent, _, _ = where.rpartition(".")
-        section = get_type_hints(kind).get(parent, kind) if parent else kind
-        known = [f"{parent}.{f.name}" if parent else f.name for f in fields(section)]
+        known = [f"{parent}.{f.name}" if parent else f.name for f in fields(_section(kind, parent))]
         return unknown("key", where, known)
+    if first["type"] in ("missing", "missing_argument"):
+        return RecipeError(f"{where}: missing.")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ReparamError):
         return cause
     return RecipeError(f"{where}: expected {_in_yaml_words(first['msg'])}, found {first['input']!r}.")
+
+
+def _section(kind: Any, path: str) -> Any:
+    """The dataclass that stands at a path in another one."""
+    for key in filter(None, path.split(".")):
+        hint = get_type_hints(kind)[key]
+        kind = next((option for option in get_args(hint) if is_dataclass(option)), hint)
+    return kind
 
 
 def _in_yaml_words(message: str) -> str:

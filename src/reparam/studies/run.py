@@ -3,14 +3,17 @@
 A folder holds ``recipe.yaml``, ``model.safetensors`` (the averaged weights with their spec),
 ``spec.json``, ``metrics.jsonl``, ``samples.npz``, ``trajectory.npz`` (what the model believed
 x0 to be at every step, as the report shows it), for pictures ``nearest.npz`` (some samples and
-the training pictures nearest to them), ``card.json`` (the scores and all that decided them) and,
-last of all, ``result.json``: its row of the leaderboard. Until then ``resume.safetensors`` holds
-what continuing needs. Statistics of the real pictures are kept beside the runs, in ``reference``.
+the training pictures nearest to them), for a mixture in the plane ``figure.npz`` (:mod:`.figure`),
+``card.json`` (the scores and all that decided them) and, last of all, ``result.json``: its row of
+the leaderboard. Until then ``resume.safetensors`` holds what continuing needs. ``snapshots/`` holds
+the averaged network as it was after the steps that the recipe asks to keep. Statistics of the real
+pictures are kept beside the runs, in ``reference``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -28,20 +31,26 @@ from torch import Tensor, nn
 from ..data import Data, load_data
 from ..data.order import mix
 from ..denoiser import Denoiser
-from ..errors import DataError, NetworkError
-from ..files import write_text, written_whole
-from ..guidance import ClassifierFree
-from ..metrics import METRICS, Reference, SampleSet, Scoring, nearest_training
+from ..errors import DataError, NetworkError, OutputError, Unsupported
+from ..files import write_text
+from ..guidance import Autoguidance, ClassifierFree
+from ..metrics import METRICS, Calibration, Reference, SampleSet, Scoring, nearest_training
 from ..metrics import card as cards
+from ..metrics.model import MODEL_METRICS, NEAR, Asked
 from ..metrics.table import floors as floors_of
 from ..metrics.table import keeps
 from ..metrics.table import scored as scores_of
 from ..networks import made_by, network
+from ..objective import Objective
 from ..report.views import View, view_of
 from ..samplers import THRESHOLDS, Trajectory, sample
-from ..spec import Spec, save
+from ..samplers.profile import ErrorProfile, measure
+from ..schedules import Elementwise, Schedule, like
+from ..spec import Spec, load, save
 from ..training import Diverged, Engine, Trainer, Validation
 from ..training.draws import unit_noise
+from ..training.loop import Exact
+from .figure import spreads, states_variances, write_arrays, write_figure
 from .recipe import RunConfig, SampleConfig
 
 RESULT, RESUME = "result.json", "resume.safetensors"
@@ -51,6 +60,8 @@ SHOWN, SHOWN_PICTURES = 256, 40
 _WAY = 2**26
 #: Side of the pictures kept of the way; larger ones are averaged down.
 _SIDE = 64
+#: Numbers that the data have of which the profile of variances is made.
+_PROFILED = 2**17
 #: How many samples are shown beside their nearest training pictures, and how many of these.
 _BESIDE, _NEAREST = 12, 4
 
@@ -76,16 +87,6 @@ def _stoppable(net: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
         hook.remove()
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """A .npz file.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with written_whole(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-
-
 def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The run's network with its initial weights: a function of the seed, not of the target.
 
@@ -104,8 +105,19 @@ def make_network(config: RunConfig, data: Data, factory: Callable[..., nn.Module
 
 
 def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What a built-in network must know of its data."""
-    name, shape = config.network["name"], list(data.shape)
+    """What a built-in network must know of its data, and of what it is to give."""
+    likelihood, size = config.objective().conventions.likelihood, data.shape[0]
+    outputs = size if likelihood is None else likelihood.outputs(data.shape)[0]
+    asked = config.network
+    if asked["name"] != "confident":
+        return _sizes(config, data, asked["name"], outputs)
+    parts = {"base": size, "head": outputs - size}
+    return {part: {**asked[part], **_sizes(config, data, asked[part]["name"], n)} for part, n in parts.items()}
+
+
+def _sizes(config: RunConfig, data: Data, name: str, outputs: int) -> dict[str, Any]:
+    """What the network of this name must know to give so many outputs, along the first axis of the data."""
+    shape = list(data.shape)
     if name == "mlp":
         if len(shape) != 1:
             raise DataError(
@@ -115,7 +127,7 @@ def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
             )
         if config.conditional:
             raise NetworkError("network mlp takes no labels; conditional: true needs jit, unet or a network of yours.")
-        return {"dim": shape[0]}
+        return {"dim": shape[0], "outputs": outputs}
     if name in ("jit", "unet"):
         if len(shape) != 3:
             hint = " (data: {name: digits, pictures: true})" if data.image else ""
@@ -124,7 +136,7 @@ def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
                 f"height, width]{hint}."
             )
         classes = len(data.classes) if config.conditional else 0
-        return {"image": shape[1:], "channels": shape[0], "classes": classes}
+        return {"image": shape[1:], "channels": shape[0], "classes": classes, "outputs": outputs}
     return {}
 
 
@@ -146,19 +158,55 @@ def forget_data() -> None:
 def trainer_of(
     config: RunConfig, data: Data, net: nn.Module, engine: Engine | None = None, entries: int = 100
 ) -> Trainer:
-    """A run at its first step; its history gets about so many entries."""
+    """A run at its first step; its history gets about so many entries.
+
+    Raises:
+        DataError: if the run needs to know more of the data than is known.
+    """
+    check_data(config, data)
     low, high = config.validate_on or config.t_range
+    objective = config.objective()
     return Trainer(
         net,
-        config.objective(),
+        objective,
         data,
         config.train,
         seed=config.seed,
         conditional=config.conditional,
         validation=Validation.draw(data, (low, high), conditional=config.conditional),
+        exact=_exact(data, objective.schedule) if config.supervision == "exact" else None,
         engine=engine,
         entries=entries,
     )
+
+
+def check_data(config: RunConfig, data: Data) -> None:
+    """Refuse data of which a run does not know what it needs.
+
+    Raises:
+        DataError: if so.
+    """
+    if config.supervision == "exact" and data.mixture is None:
+        raise DataError(
+            f"supervision: exact learns from E[x0 | x_t], which is known for a mixture of Gaussians (data: tree), and "
+            f"not for {data.name}; use supervision: sample."
+        )
+    if config.sample.start == "data" and not data.endless:
+        raise DataError(
+            f"sample.start: data noises data that nobody has seen, of which {data.name} has no end; use start: noise."
+        )
+
+
+def _exact(data: Data, schedule: Schedule) -> Exact:
+    """E[x0 | x_t] of a mixture."""
+    mixture = data.mixture
+    assert mixture is not None
+
+    def mean(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return mixture.posterior_mean(x_t / like(alpha, x_t), sigma / alpha)
+
+    return mean
 
 
 def reference_of(
@@ -208,7 +256,11 @@ def execute(
     trainer = trainer_of(config, data, make_network(config, data, factory), Engine(device))
     if (folder / RESUME).exists():
         trainer.restore(folder / RESUME)
-    row = concluded(run, config, trainer, folder, stop, lambda: _train(trainer, folder, progress, stop, save_every))
+
+    def work() -> None:
+        _train(trainer, config, folder, progress, stop, save_every)
+
+    row = concluded(run, config, trainer, folder, stop, work)
     if row is not None:
         (folder / RESUME).unlink(missing_ok=True)
     return row
@@ -240,6 +292,8 @@ def concluded(
             row |= {"status": "diverged", "reason": str(e), "wall_s": round(trainer.seconds, 2)}
         for name, floor in floors(config, real).items():
             row["metrics"][name]["floor"] = floor
+            if "autoguided" in row and name in row["autoguided"]["metrics"]:
+                row["autoguided"]["metrics"][name]["floor"] = floor
     except _Stopped:
         return None
     row["x0_error"] = next((h["x0_error"] for h in reversed(trainer.history) if "x0_error" in h), None)
@@ -268,20 +322,59 @@ def _finish(
     start = time.perf_counter()
     denoiser = trainer.denoiser
     denoiser.data = data_record(config, real.data)
-    save(denoiser, folder / "model.safetensors")
-    write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
     with _stoppable(denoiser.net, stop):
+        if states_variances(denoiser):
+            row["calibration"] = _calibrated(denoiser, config, trainer)
+        save(denoiser, folder / "model.safetensors")
+        write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
         _score(row, config, real, denoiser, folder)
     row |= {"status": "finished", "wall_s": round(trainer.seconds + time.perf_counter() - start, 2)}
 
 
-def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[], bool], save_every: float) -> None:
+def _calibrated(denoiser: Denoiser, config: RunConfig, trainer: Trainer) -> dict[str, Any]:
+    """How honest the model's variances are; and their profile, which travels with the weights.
+
+    Raises:
+        Diverged: if they are no variances.
+    """
+    data = trainer.data
+    try:
+        found = Calibration.of(denoiser, trainer.validation, data.mixture).to_dict()
+        if not isinstance(denoiser.schedule, Elementwise):
+            denoiser.data = {**(denoiser.data or {}), "error_profile": _profile(denoiser, config, data).to_dict()}
+    except NetworkError as e:
+        raise Diverged(f"the learned variance is not usable: {e}") from e
+    return found
+
+
+def _profile(denoiser: Denoiser, config: RunConfig, data: Data) -> ErrorProfile:
+    """The mean variance by noise level, on some held-out data."""
+    n, device = max(32, min(512, _PROFILED // math.prod(data.shape))), next(denoiser.parameters()).device
+    labels = data.heldout_labels if config.conditional else None
+    return measure(
+        denoiser,
+        data.normalised(data.heldout[:n]).to(device),
+        cond={} if labels is None else {"y": labels[:n].to(device)},
+        generator=torch.Generator(device).manual_seed(mix(0, 0x9F0)),
+    )
+
+
+def _train(
+    trainer: Trainer,
+    config: RunConfig,
+    folder: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+    save_every: float,
+) -> None:
     def keep() -> None:
         trainer.save(folder / RESUME)
         write_history(trainer, folder)
 
     saved = told = time.perf_counter()
-    for step in trainer.run(stop):
+    for step in trainer.run(stop, config.keep_at):
+        if step in config.keep_at:
+            keep_snapshot(trainer, config, folder)
         now = time.perf_counter()
         if now - told > 0.2:
             progress(step)
@@ -293,6 +386,19 @@ def _train(trainer: Trainer, folder: Path, progress: Progress, stop: Callable[[]
     progress(trainer.step)
     if trainer.step < trainer.config.steps:
         raise _Stopped
+
+
+def snapshot_file(folder: Path, step: int) -> Path:
+    """Where the averaged network is kept as it was after a step."""
+    return folder / "snapshots" / f"step-{step}.safetensors"
+
+
+def keep_snapshot(trainer: Trainer, config: RunConfig, folder: Path) -> None:
+    """Keep the averaged network as it is now, with its spec."""
+    denoiser, path = trainer.denoiser, snapshot_file(folder, trainer.step)
+    denoiser.data = data_record(config, trainer.data)
+    path.parent.mkdir(exist_ok=True)
+    save(denoiser, path)
 
 
 def write_history(trainer: Trainer, folder: Path) -> None:
@@ -316,6 +422,7 @@ def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
         "loss_space": config.loss_space,
         "weighting": config.weighting,
         "t_range": config.t_range,
+        "supervision": config.supervision,
         "conditional": config.conditional,
         "guidance": config.sample.guidance if config.conditional else None,
         "lr": config.train.lr,
@@ -327,6 +434,7 @@ def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
         "metrics": {name: {"value": None, "floor": None} for name in chosen_metrics(config, data)},
         "x0_error": None,
         "noise_bins": None,
+        "calibration": None,
     }
 
 
@@ -343,18 +451,19 @@ def chosen_metrics(config: RunConfig, data: Data) -> list[str]:
     if config.metrics:
         return config.metrics
     once = (config.extractor or {}).get("name") == "pixels"  # the features are the pixels already
-    usual = [name for name in fitting if METRICS[name].usual]
+    usual = [name for name in fitting if (METRICS.get(name) or MODEL_METRICS[name]).usual]
     return [name for name in usual if not (once and name == "pixel_frechet_distance")]
 
 
 def fitting_metrics(data: Data, conditional: bool) -> list[str]:
     """The metrics that mean anything for these data, and for samples with labels or without."""
-    return [name for name, metric in METRICS.items() if metric.applies(data, conditional)]
+    of_samples = [name for name, metric in METRICS.items() if metric.applies(data, conditional)]
+    return of_samples + [name for name, metric in MODEL_METRICS.items() if metric.applies(data)]
 
 
 def scored(config: RunConfig, data: Data) -> int:
     """How many samples are scored: as many as there are fresh real data, so that the floor is a fair one."""
-    return config.sample.n if data.curve is not None else min(config.sample.n, len(data.heldout))
+    return config.sample.n if data.endless else min(config.sample.n, len(data.heldout))
 
 
 _floors: dict[str, dict[str, float | None]] = {}
@@ -363,10 +472,21 @@ _floors: dict[str, dict[str, float | None]] = {}
 def floors(config: RunConfig, real: Reference) -> dict[str, float | None]:
     """What fresh real data get, by metric: the values no model can be expected to beat."""
     names, n = chosen_metrics(config, real.data), scored(config, real.data)
-    key = json.dumps([real.digest, names, n, config.extractor])
+    of_samples = [name for name in names if name in METRICS]
+    key = json.dumps([real.digest, of_samples, n, config.extractor])
     if key not in _floors:
-        _floors[key] = floors_of(real, names, n)
-    return _floors[key]
+        _floors[key] = floors_of(real, of_samples, n)
+    objective = config.objective()
+    asked = _asked(config, objective, real.data)
+    of_model = [name for name in names if name in MODEL_METRICS]
+    return _floors[key] | {name: MODEL_METRICS[name].floor(objective.schedule, asked) for name in of_model}
+
+
+def _asked(config: RunConfig, objective: Objective, data: Data) -> Asked:
+    """What metrics of the model are told: at which noise levels it was trained, and between which times it samples."""
+    low, high = objective.conventions.t_range
+    ends = config.sample.ends(objective.schedule, (low, high))
+    return Asked(data, objective.times_at, (ends.get("last", low or NEAR), ends.get("start", high)))
 
 
 def sample_chunk(shape: tuple[int, ...]) -> int:
@@ -387,7 +507,7 @@ def draw_samples(
 ) -> tuple[Tensor, Trajectory]:
     """``n`` samples as the data are stored, and the whole way of the first ``shown``.
 
-    The noise of a sample depends on the seed and its number alone. ``y``: its label, shape [n].
+    What a sample starts from depends on the seed and its number alone. ``y``: its label, shape [n].
 
     Raises:
         Diverged: if a sample is not finite.
@@ -400,10 +520,13 @@ def draw_samples(
         "generator": torch.Generator(device).manual_seed(mix(config.seed, 0x5A4)),
     }
 
+    clean = starts(config, data, n)
+
     def drawn(start: int, stop: int, **more: Any) -> Any:
-        noise = unit_noise(config.seed, start, stop, data.shape).to(device)
-        cond = {} if y is None else {"y": y[start:stop].to(device)}
-        found = sample(denoiser, noise, cond=cond, **options, **more)
+        noise = unit_noise(config.seed, start, stop, data.shape)
+        more |= begun(noise, None if clean is None else clean[start:stop], denoiser, options["times"][0])
+        more |= {"cond": {} if y is None else {"y": y[start:stop].to(device)}}
+        found = sample(denoiser, **options, **more)
         x = found.x if isinstance(found, Trajectory) else found
         if not bool(x.isfinite().all()):
             raise Diverged("sampling produced numbers that are not finite")
@@ -416,6 +539,23 @@ def draw_samples(
     for start in range(shown, n, chunk):
         parts.append(data.stored(drawn(start, min(start + chunk, n)).cpu()))
     return torch.cat(parts), way
+
+
+def starts(config: SampleConfig, data: Data, n: int) -> Tensor | None:
+    """The fresh data that samples start from once they are noised; None where they start from noise alone."""
+    if config.start == "noise":
+        return None
+    source = data.mixture if data.curve is None else data.curve
+    assert source is not None
+    return source.draw(n, [data.seed, config.seed, 0x57A])
+
+
+def begun(noise: Tensor, clean: Tensor | None, denoiser: Denoiser, first: float) -> dict[str, Any]:
+    """What :func:`reparam.sample` begins from: unit noise, or clean data with the noise of the first time."""
+    device = next(denoiser.parameters()).device
+    if clean is None:
+        return {"shape_or_noise": noise.to(device)}
+    return {"start": denoiser.schedule.add_noise(clean, noise, first).to(device)}
 
 
 def labels_like(data: Data, n: int) -> Tensor:
@@ -467,17 +607,67 @@ def _score(row: dict[str, Any], config: RunConfig, real: Reference, denoiser: De
         kind=np.asarray(view.kind),
         axes=np.asarray(view.axes),
         **names,
+        **spreads(way, view, _reduced),
     )
     if view.kind == "pictures":
         _write_nearest(folder / "nearest.npz", data, data.normalised(x[:_BESIDE]), view)
-    scoring = Scoring(SampleSet.held(x, y, row["run"]), real, keep=keeps(list(row["metrics"])))
-    for name, found in scores_of(scoring, list(row["metrics"])).items():
+    of_samples = [name for name in row["metrics"] if name in METRICS]
+    scoring = Scoring(SampleSet.held(x, y, row["run"]), real, keep=keeps(of_samples))
+    for name, found in scores_of(scoring, of_samples).items():
         row["metrics"][name] |= found
+    _score_model(row, config, data, denoiser)
+    guided = _guided(config, denoiser, folder)
+    better = None if guided is None else _score_guided(row, config, real, guided, y)
+    write_figure(folder, config, data, denoiser, x, guided, better)
     row["card"] = {
         **cards.facts(scoring, source="drawn from the model", to_uint8=to_uint8(data), **made_by_run(config, folder)),
         "floor": real.fresh_counts(scoring.samples.count),
-        "warnings": cards.remarks(scoring, list(row["metrics"])),
+        "warnings": cards.remarks(scoring, of_samples),
     }
+
+
+def _score_model(row: dict[str, Any], config: RunConfig, data: Data, denoiser: Denoiser) -> None:
+    """The metrics of the model itself; that which it does not allow stays unknown."""
+    asked = _asked(config, config.objective(), data)
+    for name in row["metrics"]:
+        if name in MODEL_METRICS:
+            metric = MODEL_METRICS[name]
+            with contextlib.suppress(Unsupported):  # a network without a gradient in x
+                row["metrics"][name] |= {**metric.compute(denoiser, asked).to_dict(), "better": metric.better}
+
+
+def _guided(config: RunConfig, denoiser: Denoiser, folder: Path) -> Autoguidance | None:
+    """The model as an earlier state of it guides it, if that is asked for.
+
+    Raises:
+        OutputError: if that state has not been kept.
+    """
+    asked = config.sample.autoguidance
+    if asked is None:
+        return None
+    path = snapshot_file(folder, asked.step)
+    if not path.is_file():
+        raise OutputError(
+            f"{path} is missing, and sample.autoguidance needs it: it is kept as training passes that step. Train anew "
+            "in another folder (--out)."
+        )
+    guide = load(path, net=copy.deepcopy(denoiser.net)).to(next(denoiser.parameters()).device)
+    low, high = asked.interval
+    return Autoguidance(denoiser, guide, asked.weight, (low, high))
+
+
+def _score_guided(
+    row: dict[str, Any], config: RunConfig, real: Reference, guided: Autoguidance, y: Tensor | None
+) -> Tensor:
+    """Guided samples from the same noise, scored beside the others."""
+    x, _ = draw_samples(guided, config.sample, real.data, scored(config, real.data), y, shown=2)
+    names = [name for name in row["metrics"] if name in METRICS]
+    scoring = Scoring(SampleSet.held(x, y, row["run"]), real, keep=keeps(names))
+    metrics = {name: {"floor": None, **found} for name, found in scores_of(scoring, names).items()}
+    asked = config.sample.autoguidance
+    assert asked is not None
+    row["autoguided"] = {"step": asked.step, "weight": asked.weight, "metrics": metrics}
+    return x
 
 
 def to_uint8(data: Data) -> str | None:
@@ -508,6 +698,10 @@ def made_by_run(config: RunConfig, where: Path) -> dict[str, dict[str, Any]]:
         "threshold": drawn.threshold,
         "seed": drawn.seed,
     }
+    if drawn.sigma_range is not None:
+        sampling |= {"sigma_range": drawn.sigma_range}
+    if drawn.start != "noise":
+        sampling |= {"start": drawn.start}
     if config.conditional:
         sampling |= {"guidance": drawn.guidance, "guidance_interval": drawn.guidance_interval}
     return {"model": model, "sampling": sampling}

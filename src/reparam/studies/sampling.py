@@ -17,14 +17,14 @@ from ..data.order import mix
 from ..denoiser import Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
 from ..files import write_text, written_whole
-from ..networks import is_factory, network
+from ..networks import own_network
 from ..report.plots import picture_sheet, png
 from ..samplers import sample
 from ..spec import load, read_spec, weights_file
 from ..training.draws import unit_noise
 from .pool import resources
-from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml
-from .run import as_sampled, byte_rule, made_by_run, sample_chunk, write_arrays
+from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml, takes_ends
+from .run import as_sampled, begun, byte_rule, data_of, made_by_run, sample_chunk, starts, write_arrays
 
 #: At most so many pictures in a grid.
 _GRID = 400
@@ -75,7 +75,7 @@ def sample_run(
     weights = weights_file(where)
     spec = read_spec(weights)
     config = recipe_beside(weights)
-    own = network(config.network) if config and is_factory(config.network["name"]) else None
+    own = own_network(config.network) if config else None
     denoiser = load(weights, net=own).to(resources(1, 1, device).devices[0])
     record = spec.data or {}
     if "shape" not in record:
@@ -91,7 +91,8 @@ def sample_run(
     chosen = _chosen(config.sample if config else SampleConfig(), {**asked, "seed": seed})
     y = _labels(record.get("classes"), label, chosen.guidance, n)
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
-    x = _drawn(denoiser, chosen, record, n, y)
+    clean = starts(chosen, data_of(config), n) if config is not None and chosen.start == "data" else None
+    x = _drawn(denoiser, chosen, record, n, y, clean)
     made = made_by_run(replace(config, sample=chosen), weights) if config else {}
     rule = _rule(record) if record.get("pictures") else None
     about = json.dumps({**made, "to_uint8": rule, "labels": None if y is None else y.tolist()})
@@ -110,6 +111,8 @@ def _write(target: Path, x: Tensor, y: Tensor | None, about: str) -> None:
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
     """How to sample: as the recipe says, but for what was asked for."""
     given: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
+    if "grid" in given and not takes_ends(given["grid"]):
+        given["sigma_range"] = None  # the recipe's, for its own grid
     chosen = replace(recipe, **given)
     if "guidance_interval" in given and chosen.guidance == 1:
         raise Conflict("--interval says where guidance is applied, and there is none: give --guidance too.")
@@ -132,8 +135,10 @@ def _labels(classes: list[str] | None, label: str | None, guidance: float, n: in
     raise unknown("class", label, classes)
 
 
-def _drawn(denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: int, y: Tensor | None) -> Tensor:
-    """Samples in the units of the data, on the CPU."""
+def _drawn(
+    denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: int, y: Tensor | None, clean: Tensor | None
+) -> Tensor:
+    """Samples in the units of the data, on the CPU; from ``clean`` data once they are noised, or from noise."""
     device, shape = next(denoiser.parameters()).device, tuple(record["shape"])
     denoiser = as_sampled(denoiser, config)
     method, times = config.method(), config.times(denoiser)
@@ -141,9 +146,10 @@ def _drawn(denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: 
     parts, chunk = [], sample_chunk(shape)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
+        noise = unit_noise(config.seed, start, stop, shape)
         x = sample(
             denoiser,
-            unit_noise(config.seed, start, stop, shape).to(device),
+            **begun(noise, None if clean is None else clean[start:stop], denoiser, times[0]),
             sampler=method,
             times=times,
             cond={} if y is None else {"y": y[start:stop].to(device)},

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..data import Data
 from ..denoiser import Denoiser
-from ..errors import Conflict, DataError, OutputError, ReparamError, unknown
+from ..errors import Conflict, DataError, OutputError, RecipeError, ReparamError, unknown
 from ..files import remove_unfinished, write_text, written_whole
 from ..report.plots import picture_sheet
 from ..spec import save
@@ -34,6 +34,7 @@ from ..training.checkpoints import Checkpoints
 from ..training.engine import check_tracker
 from ..training.memory import keep_freed_memory
 from ..training.posthoc import write_snapshot
+from .confidence import with_confidence
 from .estimate import Cost, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .inputs import Inputs, preflight
@@ -47,6 +48,7 @@ from .run import (
     data_record,
     draw_samples,
     forget_data,
+    keep_snapshot,
     labels_like,
     make_network,
     trainer_of,
@@ -85,10 +87,11 @@ class Training:
 
 
 def train(
-    recipe: str | Path | dict[str, Any],
+    recipe: str | Path | dict[str, Any] | None = None,
     data: str | Path | np.ndarray | Tensor | None = None,
     network: str | nn.Module | Callable[..., nn.Module] | None = None,
     *,
+    add_confidence: str | Path | None = None,
     out: str | Path | None = None,
     run: str | None = None,
     settings: Sequence[str] = (),
@@ -108,6 +111,8 @@ def train(
 
     Args:
         recipe, data, network, settings: as of :func:`reparam.study`; sweeps must leave one run.
+        add_confidence: in place of a recipe and a network, the folder of a finished run (or weights beside its
+            recipe.yaml): its network is kept as it is, and one beside it learns how sure it is.
         out: the folder to write to; runs/NAME by default.
         run: which of a recipe's runs, where it compares several.
         device: "cpu", "cuda" or "mps"; the best there is by default.
@@ -125,6 +130,7 @@ def train(
         Interrupted: if it was stopped, by Ctrl-C or SIGTERM; the state is kept.
     """
     forget_data()
+    recipe = _recipe_of(recipe, network, add_confidence)
     own = Inputs.of(data, network)
     settings = [settings] if isinstance(settings, str) else list(settings)
     plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
@@ -146,17 +152,33 @@ def train(
         return cost if engine.first else None
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     record = {"run": name, "recipe": config.to_dict(), "data": digests[json.dumps(config.data, sort_keys=True)]}
-    again = _again(recipe, settings, run, folder, by_name=data is None and network is None)
+    words = ["--add-confidence", str(add_confidence)] if add_confidence is not None else [str(recipe)]
+    by_name = data is None and network is None and not (add_confidence is None and isinstance(recipe, dict))
+    again = _again(words, settings, run, folder, by_name)
     trainer = trainer_of(config, mine, make_network(config, mine, own.factory), engine, _ENTRIES)
     work = _Work(name, config, mine, trainer, folder, engine, save_every, keep, tracker, previews, tell, again)
     with locked(folder, "training") if engine.first else contextlib.nullcontext():
         if engine.first:
             _claim(folder, record)
-            for place in (folder, folder / "checkpoints", folder / "averages"):
+            for place in (folder, *(folder / name for name in ("checkpoints", "averages", "snapshots"))):
                 remove_unfinished(place)
         engine.wait()
         done, found = work.done()
         return found if done else work.do()
+
+
+def _recipe_of(recipe: Any, network: Any, add_confidence: str | Path | None) -> Any:
+    """The recipe, or that of a finished run with a confidence added."""
+    if add_confidence is None:
+        if recipe is None:
+            raise RecipeError("a training needs a recipe, or a finished run to add a confidence to (--add-confidence).")
+        return recipe
+    if recipe is not None or network is not None:
+        raise Conflict(
+            f"a confidence is added to what {add_confidence} was trained as: leave out the recipe and the network, and "
+            "change single values with --set, such as --set network.head.hidden=64."
+        )
+    return with_confidence(add_confidence)
 
 
 def _check_options(save_every: float, keep: int, previews: int) -> None:
@@ -214,7 +236,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
 
 def _remove_leavings(folder: Path) -> None:
     """What a training left that ended before its first checkpoint would be taken for this one's."""
-    for name in ("averages", "previews"):
+    for name in ("averages", "previews", "snapshots"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("best.safetensors", "model.safetensors", "metrics.jsonl", RESULT):
         (folder / name).unlink(missing_ok=True)
@@ -223,7 +245,7 @@ def _remove_leavings(folder: Path) -> None:
 def _bound(recipe: dict[str, Any]) -> dict[str, Any]:
     """What of a training may not change while it is continued."""
     kept = {key: value for key, value in recipe["train"].items() if key not in _FREE_TRAIN}
-    if kept["decay"] == "constant":  # then no step depends on how many there are
+    if kept["decay"] in ("constant", "inverse_sqrt"):  # then no step depends on how many there are
         del kept["steps"]
     return {key: value for key, value in recipe.items() if key not in _FREE} | {"train": kept}
 
@@ -315,13 +337,15 @@ class _Work:
         saved, told, was = time.perf_counter(), len(trainer.history), trainer.step
         self.last, self.said, self.began = (trainer.step, trainer.stepping), saved, (trainer.step, saved)
         with _bar(trainer, c.steps, shown=first) as bar:
-            for step in trainer.run(stop, snapshots):
+            for step in trainer.run(stop, {*snapshots, *self.config.keep_at}):
                 bar.update(step - bar.n)
                 if not first:
                     continue
                 if len(trainer.history) > told or (trainer.history and trainer.history[-1]["step"] == step):
                     told = len(trainer.history)
                     self._noted(bar)
+                if step in self.config.keep_at:
+                    keep_snapshot(trainer, self.config, self.folder)
                 if step in snapshots:
                     write_snapshot(self.folder / "averages", trainer.averages, step)
                 if trainer.checked and time.perf_counter() - saved >= self.save_every and step < c.steps:
@@ -422,10 +446,10 @@ def _bar(trainer: Trainer, steps: int, shown: bool) -> Any:
     )
 
 
-def _again(recipe: Any, settings: Sequence[str], run: str | None, folder: Path, by_name: bool) -> str:
-    if not by_name or not isinstance(recipe, str | Path):
+def _again(what: list[str], settings: Sequence[str], run: str | None, folder: Path, by_name: bool) -> str:
+    if not by_name:
         return f"call train again with the same arguments and out={str(folder)!r}"
-    words = ["reparam", "train", str(recipe), "--out", str(folder), *(["--run", run] if run else [])]
+    words = ["reparam", "train", *what, "--out", str(folder), *(["--run", run] if run else [])]
     for setting in settings:
         words += ["--set", setting]
     return shlex.join(words)

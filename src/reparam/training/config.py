@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ..errors import ReparamError
+from ..errors import Conflict, ReparamError
 from .averages import WIDEST
 
 
@@ -19,7 +19,9 @@ class TrainConfig:
     Attributes:
         steps: optimiser steps. batch: samples a step.
         lr: the peak learning rate of AdamW. beta1, beta2, weight_decay: AdamW's own.
-        warmup: steps of linear warm-up. decay: the shape of the learning rate after it.
+        warmup: steps of linear warm-up. decay: the shape of the learning rate after it; "inverse_sqrt" is
+            lr/sqrt(max(step/decay_after, 1)), whatever the number of steps.
+        decay_after: the steps at the full rate, for "inverse_sqrt".
         clip: the gradient norm is at most this; 0 leaves it alone.
         ema: decay of the averaged network that is evaluated and saved; its warm-up is
             min(ema, (1 + step)/(10 + step)).
@@ -34,6 +36,7 @@ class TrainConfig:
         ema_widths: relative widths of power-function averages, such as [0.05, 0.1], of which snapshots are
             kept, so that the average of any width can be made after training.
         snapshots: how many of them over the training.
+        keep_at: steps after which the averaged network is kept with its spec, in snapshots/ of the run's folder.
         label_drop: how often a conditional run trains without the label, for guidance.
         validations: how often the x0-error by noise level is measured, the end included.
     """
@@ -47,7 +50,8 @@ class TrainConfig:
     beta2: float = 0.99
     weight_decay: float = 0.0
     warmup: int = 100
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    decay_after: int | None = None
     clip: float = 1.0
     ema: float = 0.995
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -58,6 +62,7 @@ class TrainConfig:
     also_ema: list[float] = field(default_factory=list)
     ema_widths: list[float] = field(default_factory=list)
     snapshots: int = 32
+    keep_at: list[int] = field(default_factory=list)
     label_drop: float = 0.1
     validations: int = 8
 
@@ -72,6 +77,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ReparamError(f"train.{name} must be at least {least}, found {getattr(self, name)}.")
+        self._check_steps()
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ReparamError(f"train.lr must be a positive number, found {self.lr}.")
         for name, decays in (("ema", [self.ema]), ("also_ema", self.also_ema)):
@@ -97,10 +103,28 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ReparamError(f"train.{name} must lie in [0, 1), found {getattr(self, name)}.")
 
+    def _check_steps(self) -> None:
+        """Refuse steps that training does not have, and a decay that does not say when it begins."""
+        for step in self.keep_at:
+            if not 1 <= step <= self.steps:
+                raise ReparamError(f"train.keep_at holds steps from 1 to train.steps, {self.steps}, found {step}.")
+        if len(set(self.keep_at)) < len(self.keep_at):
+            raise ReparamError(f"train.keep_at repeats a step: found {self.keep_at}.")
+        if (self.decay == "inverse_sqrt") != (self.decay_after is not None):
+            raise Conflict(
+                "train.decay inverse_sqrt and train.decay_after, the steps at the full rate, go together; found "
+                f"decay {self.decay} and decay_after {self.decay_after}. For example decay: inverse_sqrt, decay_after: "
+                "512."
+            )
+        if self.decay_after is not None and self.decay_after < 1:
+            raise ReparamError(f"train.decay_after must be at least 1, found {self.decay_after}.")
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
+        if self.decay_after is not None:
+            return self.lr / math.sqrt(max(step / self.decay_after, 1))
         left = 1 - (step - self.warmup) / max(1, self.steps - self.warmup)
         shape = {"cosine": 0.5 - 0.5 * math.cos(math.pi * left), "linear": left, "constant": 1.0}
         return self.lr * shape[self.decay]

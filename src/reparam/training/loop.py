@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..confidence import VarianceLost
 from ..data import Data
 from ..data.order import mix
 from ..denoiser import Denoiser
@@ -40,13 +41,20 @@ class Diverged(RuntimeError):
         super().__init__(what if step is None else f"{what} at step {step}")
 
 
+#: E[x0 | x_t] where it is known, of x_t [B, …] and float64 times [B].
+Exact = Callable[[Tensor, Tensor], Tensor]
+
+
 class Trainee(nn.Module):
     """The network and whatever the objective learns, as one module that returns the losses."""
 
-    def __init__(self, net: nn.Module, objective: Objective) -> None:
+    def __init__(self, net: nn.Module, objective: Objective, exact: Exact | None = None) -> None:
         super().__init__()
         self.net = net
         self.objective = objective
+        self.exact = exact
+        #: How a learned variance was lost, if it was.
+        self.lost: VarianceLost | None = None
 
     def forward(
         self,
@@ -56,8 +64,15 @@ class Trainee(nn.Module):
         cond: Mapping[str, Tensor] | None = None,
         x0_std: Tensor | None = None,
     ) -> Tensor:
-        """One loss a sample, shape [B]; arguments as of :class:`reparam.Objective`."""
-        losses: Tensor = self.objective(self.net, x0, t, eps, cond, x0_std=x0_std)
+        """One loss a sample, shape [B]; arguments as of :class:`reparam.Objective`.
+
+        Where a learned variance is lost all are NaN: other processes wait for the gradient, and are to see it too.
+        """
+        try:
+            losses: Tensor = self.objective(self.net, x0, t, eps, cond, x0_std=x0_std, exact=self.exact)
+        except VarianceLost as e:
+            self.lost = e
+            return math.nan * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum().expand(len(x0))
         return losses
 
 
@@ -72,6 +87,7 @@ class Trainer:
         seed: of the draws.
         conditional: whether the network is given labels, as ``y``; the number of classes means "no label".
         validation: the fixed draw to measure on.
+        exact: E[x0 | x_t] of the data, which the network then learns from instead of from samples.
         engine: what runs it; this process alone, on the CPU, by default.
         entries: about how many entries the history gets.
 
@@ -91,6 +107,7 @@ class Trainer:
         seed: int = 0,
         conditional: bool = False,
         validation: Validation,
+        exact: Exact | None = None,
         engine: Engine | None = None,
         entries: int = 100,
     ) -> None:
@@ -108,7 +125,7 @@ class Trainer:
             label_drop=config.label_drop,
             device=self.device,
         )
-        self.trainee = Trainee(_laid_out(net, config, self.device), objective).to(self.device)
+        self.trainee = Trainee(_laid_out(net, config, self.device), objective, exact).to(self.device)
         #: What is averaged over training; the first is what is evaluated and saved.
         self.averages = Averages(self.trainee, (config.ema, *config.also_ema), config.ema_widths)
         if config.compile:
@@ -250,10 +267,12 @@ class Trainer:
     def _diverged(self, step: int, t: Tensor, losses: Tensor, norm: Tensor) -> None:
         self.checked, self.step = False, step
         loss = float(self.engine.mean(losses.mean()))
-        bad = ~losses.isfinite().cpu()
-        where = self.engine.most(float(t[bad].max()) if bool(bad.any()) else -1.0)
+        bad, lost = ~losses.isfinite().cpu(), self.trainee.lost
+        mine = lost.t if lost is not None else float(t[bad].max()) if bool(bad.any()) else -1.0
+        where = self.engine.most(mine)
         self._note(step, loss=_json(loss), grad_norm=_number(norm))
         what = f"the gradient became {float(norm)}" if math.isfinite(loss) else f"the loss became {loss}"
+        what = what if lost is None else str(lost)
         seen = "" if where < 0 else f", for a sample at t = {where:.3g} ({self._bin(where)})"
         raise Diverged(f"{what} at step {step}{seen}")
 
