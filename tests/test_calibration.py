@@ -624,6 +624,24 @@ def test_a_run_is_evaluated_with_its_calibration(confident_run, capsys):
     assert json.loads(capsys.readouterr().out)["calibration"] == row["calibration"]
 
 
+def test_a_runs_variance_is_judged_under_what_is_said_of_it(confident_run, capsys):
+    score = ["eval", str(confident_run), "--json", "--spec"]
+
+    def judged(spec):
+        assert main([*score, spec]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain = json.loads((confident_run / "result.json").read_text())
+    other = judged("{target: {name: gaussian, target: v, covariance: diagonal}}")
+    assert other["calibration"]["overrides"]["target"]["file"]["target"] == {"name": "x0"}
+    assert other["calibration"]["total"]["mse"] != plain["calibration"]["total"]["mse"]
+    assert other["metrics"] == evaluate(confident_run).card["metrics"]  # the samples are what they were
+    within = judged("{t_range: [0.25, 0.75]}")["calibration"]["edges_t"]
+    assert (within[0], within[-1]) == (0.25, 0.75)
+    assert main([*score, "{target: v}"]) == 2
+    assert "--spec would change nothing" in capsys.readouterr().err
+
+
 def test_where_a_run_lacks_it_it_is_measured_or_said_why_not(confident_run, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(confident_run, folder)

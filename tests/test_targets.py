@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reparam as rp
-from reparam.errors import SingularTime, UnknownName
+from reparam.errors import SingularTime, UnknownName, Unsupported
 from reparam.targets import Target
 from reparam.weightings import Capped, Space, weighting
 
@@ -26,6 +26,7 @@ NAMED = {
     **{name: name for name in ("x0", "eps", "v", "velocity", "score", "edm", "k")},
     "edm(1)": {"name": "edm", "sigma_data": 1.0},
     "k(0.9)": {"name": "k", "k": 0.9},
+    "-velocity": {"name": "negated", "of": "velocity"},
     "linear": {"name": "linear", "p": "-0.3 * sigma", "q": "sqrt(alpha) + 0.5"},
 }
 PAIRS = list(itertools.product(NAMED, NAMED))
@@ -112,8 +113,9 @@ ENDS = {(name, s, end): "exact" for name in NAMED for s in PATHS for end in (0.0
 ENDS |= {(name, s, 1.0): SingularTime for name in ("eps", "score") for s in PURE}
 # The score itself is infinite where there is no noise, and so is dσ/dt of VE.
 ENDS |= {("score", s, 0.0): "infinite" for s in PATHS}
-ENDS["velocity", "ve", 0.0] = "infinite"
-ENDS["velocity", "path", 1.0] = SingularTime  # the path stands still there
+for sign in ("", "-"):
+    ENDS[f"{sign}velocity", "ve", 0.0] = "infinite"
+    ENDS[f"{sign}velocity", "path", 1.0] = SingularTime  # the path stands still there
 
 
 @pytest.mark.parametrize(("name", "schedule", "t"), ENDS, ids=str)
@@ -133,7 +135,9 @@ def test_both_ends_of_time(name, schedule, t):
         size = 1 + float(schedule.sigma(t)) * EPS[torch.float64] / 1e-13
         torch.testing.assert_close(target.to_x0(y, x_t, t, schedule), x0, rtol=0, atol=1e-10 * size), label
     else:
-        with pytest.raises(expected, match=rf"{name} cannot be converted to x0 at t = 1 under .*alpha = 0.*t_range"):
+        with pytest.raises(
+            expected, match=rf"{target.name} cannot be converted to x0 at t = 1 under .*alpha = 0.*t_range"
+        ):
             target.to_x0(y, x_t, t, schedule)
 
 
@@ -271,3 +275,41 @@ def test_at_the_ends_the_one_unknown_left_is_x_t_in_its_units():
     for name in ("x0", "eps", "v", "velocity"):
         torch.testing.assert_close(rp.target(name).to_x0(y, x, 0.0, schedule), x / 2)
         torch.testing.assert_close(rp.target("x0").to_eps(y, x, 1.0, schedule), x / 3)
+
+
+def test_a_negated_target_is_the_other_sign_of_it():
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x0, eps = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
+    flow = rp.RectifiedFlow()
+    other = rp.target({"name": "negated", "of": "velocity"})
+    x_t, y = flow.add_noise(x0, eps, t), x0 - eps  # as many codes of flow matching have it
+    assert torch.allclose(other.encode(x0, eps, t, flow), y, rtol=0, atol=1e-14)
+    assert torch.allclose(other.to_x0(y, x_t, t, flow), x_t + t[:, None] * y, rtol=0, atol=1e-14)
+    assert torch.allclose(other.to_eps(y, x_t, t, flow), x_t - (1 - t[:, None]) * y, rtol=0, atol=1e-14)
+    assert rp.target(other.config()) == other
+    assert "minus velocity" in other.words
+    # EDM's F for data of standard deviation 1 is -v where alpha^2 + sigma^2 = 1.
+    minus_v, f = rp.target({"name": "negated", "of": "v"}), rp.targets.EDM(1.0)
+    for schedule in (rp.Cosine(), rp.DDPM()):
+        ours, theirs = (kind.encode(x0, eps, t, schedule) for kind in (minus_v, f))
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_negated_edm_keeps_its_scaling_of_the_input():
+    kind = rp.target({"name": "negated", "of": {"name": "edm", "sigma_data": 0.25}})
+    assert rp.Conventions(rp.Cosine(), kind, input="edm").target.sigma_data == 0.25
+    with pytest.raises(Unsupported, match="takes sigma_data from the target edm"):
+        rp.Conventions(rp.Cosine(), rp.target({"name": "negated", "of": "v"}), input="edm")
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"name": "negated", "of": "v"},
+        {"name": "k", "learned": True},
+        rp.targets.InBasis(torch.eye(3)[:, :1]),
+    ],
+)
+def test_what_cannot_be_negated_as_a_whole_is_refused(of):
+    with pytest.raises(Unsupported, match="expected a plain target"):
+        rp.target({"name": "negated", "of": of})

@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import errors, guidance, likelihood, metrics, networks, samplers, schedules, targets, times, weightings
+    from . import (
+        errors,
+        guidance,
+        interop,
+        likelihood,
+        metrics,
+        networks,
+        samplers,
+        schedules,
+        targets,
+        times,
+        weightings,
+    )
     from .confidence import Gaussian
     from .denoiser import Conventions, Denoiser, Posterior
+    from .interop import from_diffusers, to_diffusers
     from .objective import Objective
     from .samplers import DDIM, Euler, Heun, Trajectory, sample
     from .schedules import DDPM, VE, Cosine, Elementwise, Path, RectifiedFlow, Schedule, schedule
@@ -24,10 +37,13 @@ if TYPE_CHECKING:
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
     from .tools.check import check
+    from .tools.identify import identify
+    from .tools.convert import reexpress
 
 _FROM = {
     "confidence": ["Gaussian"],
     "denoiser": ["Conventions", "Denoiser", "Posterior"],
+    "interop": ["from_diffusers", "to_diffusers"],
     "objective": ["Objective"],
     "samplers": ["DDIM", "Euler", "Heun", "Trajectory", "sample"],
     "schedules": ["DDPM", "VE", "Cosine", "Elementwise", "Path", "RectifiedFlow", "Schedule", "schedule"],
@@ -37,12 +53,14 @@ _FROM = {
     "studies.train": ["train"],
     "targets": ["Target", "convert", "target"],
     "times": ["LogitNormal", "Uniform"],
-    "tools": ["check"],
+    "tools": ["check", "identify"],
+    "tools.convert": ["reexpress"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _MODULES = [
     "errors",
     "guidance",
+    "interop",
     "likelihood",
     "metrics",
     "networks",
@@ -79,11 +97,15 @@ __all__ = [
     "convert",
     "errors",
     "evaluate",
+    "from_diffusers",
     "guidance",
+    "identify",
+    "interop",
     "likelihood",
     "load",
     "metrics",
     "networks",
+    "reexpress",
     "sample",
     "samplers",
     "save",
@@ -93,6 +115,7 @@ __all__ = [
     "target",
     "targets",
     "times",
+    "to_diffusers",
     "train",
     "weightings",
 ]

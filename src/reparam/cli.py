@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_sample,
         _add_eval,
         _add_check,
+        _add_identify,
         _add_basis,
+        _add_convert,
         _add_report,
         _add_show,
     ):
@@ -104,6 +106,13 @@ def _add_train(commands: Any) -> None:
         metavar="RUN",
         help="in place of a recipe, a finished run: its network stays as it is, and one beside it learns the variance",
     )
+    parser.add_argument(
+        "--init",
+        metavar="RUN",
+        help="begin with the network of a finished run, or a .safetensors file, stated as this training's target; what "
+        "the recipe leaves out is that run's, and without a recipe all but the target",
+    )
+    parser.add_argument("--target", help="what to predict, in the recipe's place: v, '{name: k, k: 0.3}' …")
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished training there is continued"
     )
@@ -198,6 +207,7 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--threshold", metavar="HOW", help="keep x0 in the range of pictures: static or dynamic")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    _add_spec(parser)
 
 
 def _add_eval(commands: Any) -> None:
@@ -238,6 +248,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two cards, or runs: do they differ beyond noise?"
     )
+    _add_spec(parser)
 
 
 def _add_check(commands: Any) -> None:
@@ -258,6 +269,55 @@ def _add_check(commands: Any) -> None:
         "--t-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times it is used at; all by default"
     )
     parser.add_argument("--plot", metavar="FILE", help="write the inverse error over t as an .svg file")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        "state a model as another target: exactly the same function, and nothing is trained",
+        "reparam convert runs/mine --to v --out mine-v.safetensors",
+        _convert,
+    )
+    parser.add_argument("model", help="the folder of a run, or a .safetensors file")
+    parser.add_argument("--to", metavar="TARGET", help="the new target: v, eps, '{name: k, k: 0.3}' …")
+    parser.add_argument(
+        "--out", required=True, metavar="PLACE", help="a .safetensors file or a folder to write; of diffusers a folder"
+    )
+    parser.add_argument(
+        "--format", default="reparam", help="reparam (the default), or diffusers, for the networks that it has"
+    )
+    parser.add_argument(
+        "--t-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times it is for; the model's by default"
+    )
+    _add_spec(parser)
+
+
+def _add_identify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "identify",
+        "find out what a network predicts, by holding every reading of it against real data",
+        "reparam identify model.safetensors --data photos/; reparam identify mine.model:make --data held-out.npy",
+        _identify,
+    )
+    parser.add_argument(
+        "model", help="the folder of a run, a .safetensors file, pkg.mod:make, or a folder that diffusers wrote"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="real data, as a recipe's data: a path, a name, or a YAML mapping; best such as the network never saw. "
+        "Of a run, its own held-out data by default",
+    )
+    parser.add_argument(
+        "--network", help="of weights without a spec: a built-in network as a YAML mapping, or pkg.mod:make"
+    )
+    parser.add_argument("--schedule", help="the forward process, where it is known; all in use are tried by default")
+    parser.add_argument("--labels", action="store_true", help="give the network the labels of the data as y")
+    parser.add_argument("--ignore-spec", action="store_true", help="pay no heed to what the weights say of themselves")
+    parser.add_argument("--n", type=int, help="how many samples; 512 by default, fewer of large ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
 
 
 def _add_basis(commands: Any) -> None:
@@ -290,6 +350,27 @@ def _add_show(commands: Any) -> None:
         _show,
     )
     parser.add_argument("model", help="the folder of a run, or a .safetensors file")
+    _add_spec(parser)
+
+
+def _add_spec(parser: Any) -> None:
+    parser.add_argument(
+        "--spec",
+        metavar="SPEC",
+        help="what the weights do not say of themselves, or say wrongly: '{target: v}', or a .json or .yaml file",
+    )
+
+
+def _spec(text: str | None) -> Any:
+    """What ``--spec`` says: a file, or a mapping, whose target may be a Python file by name, which is run."""
+    found = _named_or_mapping(text, "--spec")
+    target = found.get("target") if isinstance(found, dict) else None
+    if isinstance(target, dict) and target.get("name") == "file":
+        from .confidence import prediction
+
+        _say_aside(f"running your code: target {target.get('path')}")
+        found["target"] = prediction(target)
+    return found
 
 
 def _say(text: str) -> None:
@@ -363,9 +444,14 @@ def _train(args: Any) -> int:
     done = train(
         args.recipe,
         add_confidence=args.add_confidence,
+        init=args.init,
         out=args.out,
         run=args.run,
-        settings=[*args.set, *(["data.skip_bad=true"] if args.skip_bad else [])],
+        settings=[
+            *([] if args.target is None else [f"target={args.target}"]),
+            *args.set,
+            *(["data.skip_bad=true"] if args.skip_bad else []),
+        ],
         device=args.device,
         save_every=60 * args.save_every,
         keep=args.keep,
@@ -428,6 +514,7 @@ def _sample(args: Any) -> int:
         guidance=args.guidance,
         interval=args.interval and tuple(args.interval),
         device=args.device,
+        spec=_spec(args.spec),
     )
     _finish(
         args,
@@ -441,7 +528,8 @@ def _eval(args: Any) -> int:
     from .errors import Conflict
 
     if args.compare:
-        others = ("samples", "reference", "metrics", "extractor", "range", "count", "out", "cache", "keep_reference")
+        others = ["samples", "reference", "metrics", "extractor", "range", "count", "out", "cache", "keep_reference"]
+        others += ["spec"]
         if given := [name for name in others if getattr(args, name) is not None]:
             raise Conflict(f"--compare takes two cards and nothing else; found {', '.join(given)} beside it.")
         return _compare(args)
@@ -462,6 +550,7 @@ def _eval(args: Any) -> int:
         device=args.device,
         out=args.out,
         keep_reference=args.keep_reference,
+        spec=_spec(args.spec),
     )
     if int(os.environ.get("RANK", "0")) == 0:
         _finish(
@@ -494,6 +583,37 @@ def _check(args: Any) -> int:
     return 0 if found.verdict == "consistent" else 1
 
 
+def _convert(args: Any) -> int:
+    from .tools.convert import convert_model
+
+    t_range = None if args.t_range is None else (args.t_range[0], args.t_range[1])
+    to = _named_or_mapping(args.to, "--to")
+    done = convert_model(args.model, to, args.out, form=args.format, t_range=t_range, spec=_spec(args.spec))
+    _finish(args, done.to_dict(), done.text())
+    return 0
+
+
+def _identify(args: Any) -> int:
+    from .networks import is_factory
+    from .tools import identify
+
+    for what in (args.model, args.network):
+        if is_factory(what) and not os.path.exists(what):
+            _say_aside(f"running your code: network {what}")
+    found = identify(
+        args.model,
+        _named_or_mapping(args.data, "--data"),
+        network=_named_or_mapping(args.network, "--network"),
+        schedule_=_named_or_mapping(args.schedule, "--schedule"),
+        labels=args.labels,
+        use_spec=not args.ignore_spec,
+        n=args.n,
+        seed=args.seed,
+    )
+    _finish(args, found.to_dict(), found.text())
+    return 1 if found.verdict == "undecided" else 0
+
+
 def _report(args: Any) -> int:
     from .studies import open_study
 
@@ -505,7 +625,7 @@ def _report(args: Any) -> int:
 def _show(args: Any) -> int:
     from .spec import read_spec, weights_file
 
-    spec = read_spec(weights_file(args.model))
+    spec = read_spec(weights_file(args.model), _spec(args.spec))
     lines = [f"{what:<20} {how}" for what, how in spec.in_words()]
     _finish(args, spec.to_dict(), "\n".join(lines))
     return 0

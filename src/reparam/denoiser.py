@@ -305,6 +305,8 @@ class Denoiser(nn.Module):
         self.data = data
         #: How it was trained, where that is known: part of the spec, not of the mathematics.
         self.training_record: dict[str, Any] | None = None
+        #: What a user said otherwise than the file that it was loaded from; likewise.
+        self.overrides: dict[str, Any] | None = None
 
     @property
     def schedule(self) -> Schedule:

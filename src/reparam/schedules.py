@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -216,6 +216,8 @@ def _squared_cosine(T: int, start: float, end: float) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
 
 
+#: So that a record with a slip in it asks for no table of gigabytes.
+_MOST_STEPS = 1_000_000
 #: Beta tables: how they are made, and from where to where they go (0, 0: that is fixed).
 BETAS: dict[str, tuple[Callable[[int, float, float], Tensor], tuple[float, float]]] = {
     "linear": (_linear, (1e-4, 0.02)),
@@ -235,7 +237,8 @@ class DDPM(Schedule):
     Args:
         betas: "linear", from 1e-4 to 0.02 (Ho et al., arXiv 2006.11239, section 4);
             "scaled_linear", linear in sqrt(β), from 0.00085 to 0.012 (Stable Diffusion);
-            "squared_cosine" (Nichol & Dhariwal, arXiv 2102.09672, eq. 17, β at most 0.999).
+            "squared_cosine" (Nichol & Dhariwal, arXiv 2102.09672, eq. 17, β at most 0.999);
+            or the T numbers themselves, in (0, 1), of which the last may be 1: pure noise.
         T: the number of steps.
         zero_terminal_snr: shift and scale sqrt(ᾱ) so that the last step is pure noise
             (Lin et al., arXiv 2305.08891, algorithm 1). A fact of its own, whatever the target.
@@ -244,7 +247,7 @@ class DDPM(Schedule):
 
     name: ClassVar[str] = "ddpm"
     smooth: ClassVar[bool] = False
-    betas: str = "linear"
+    betas: str | Sequence[float] = "linear"
     T: int = 1000
     zero_terminal_snr: bool = False
     beta_start: float | None = None
@@ -254,10 +257,12 @@ class DDPM(Schedule):
     _angles: tuple[Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.betas not in BETAS:
+        if isinstance(self.betas, str) and self.betas not in BETAS:
             raise unknown("beta table", self.betas, BETAS)
-        if not (isinstance(self.T, int) and self.T >= 2):
-            raise Unsupported(f"T must be an integer of at least 2, found {self.T!r}.")
+        if isinstance(self.T, bool) or not isinstance(self.T, int) or not 2 <= self.T <= _MOST_STEPS:
+            raise Unsupported(f"T must be an integer of 2 … {_MOST_STEPS:,}, found {self.T!r}.")
+        if not isinstance(self.betas, str):
+            object.__setattr__(self, "betas", _numbers(self.betas, self.T))
         alpha, sigma = self._table()
         if self.zero_terminal_snr:
             alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
@@ -268,6 +273,14 @@ class DDPM(Schedule):
 
     def _table(self) -> tuple[Tensor, Tensor]:
         """sqrt(ᾱ) and sqrt(1 − ᾱ) at the steps."""
+        log_signal = torch.log1p(-self._betas()).cumsum(0)  # log of the product of 1 − β
+        return (log_signal / 2).exp(), (-torch.expm1(log_signal)).sqrt()
+
+    def _betas(self) -> Tensor:
+        if not isinstance(self.betas, str):
+            if (self.beta_start, self.beta_end) != (None, None):
+                raise Unsupported("a beta table of your own numbers has no beta_start and beta_end.")
+            return torch.tensor(self.betas, dtype=torch.float64)
         make, ends = BETAS[self.betas]
         start, end = (
             own if own is not None else e for own, e in zip((self.beta_start, self.beta_end), ends, strict=True)
@@ -276,8 +289,17 @@ class DDPM(Schedule):
             raise Unsupported(f"the beta table {self.betas} has no beta_start and beta_end.")
         if ends != (0.0, 0.0) and not 0 < start <= end < 1:
             raise Unsupported(f"beta_start and beta_end must satisfy 0 < start <= end < 1, found {start!r}, {end!r}.")
-        log_signal = torch.log1p(-make(self.T, start, end)).cumsum(0)  # log of the product of 1 − β
-        return (log_signal / 2).exp(), (-torch.expm1(log_signal)).sqrt()
+        return make(self.T, start, end)
+
+    def config(self) -> dict[str, Any]:
+        """Plain data; numbers of your own as a list."""
+        return super().config() | {"betas": self.betas if isinstance(self.betas, str) else list(self.betas)}
+
+    def __repr__(self) -> str:
+        shown = {f.name: repr(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
+        if not isinstance(self.betas, str):
+            shown["betas"] = f"<{self.T} numbers>"
+        return f"DDPM({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def time(self, step: int | Tensor) -> Tensor:
         """The time t = (k + 1)/T of the integer step k, in float64.
@@ -353,6 +375,19 @@ class DDPM(Schedule):
         low = (torch.searchsorted(self._angles[0], angle) - 1).clamp(0, self.T - 1)
         start, end = self._angles[0][low], self._angles[0][low + 1]
         return (low + (angle - start) / (end - start)) / self.T
+
+
+def _numbers(betas: Any, T: int) -> tuple[float, ...]:
+    """A table of the user's own, checked; a tuple, so that the schedule can be hashed."""
+    try:
+        table = torch.as_tensor(betas, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise Unsupported(f"betas is the name of a table or a list of numbers, found {betas!r}.") from e
+    if table.shape != (T,):
+        raise Unsupported(f"betas has shape {list(table.shape)}, and T = {T}; give T numbers, and T beside them.")
+    if not bool((table > 0).all() and (table[:-1] < 1).all() and table[-1] <= 1):
+        raise Unsupported("betas must lie in (0, 1), of which the last may be 1.")
+    return tuple(table.tolist())
 
 
 @dataclass(frozen=True)

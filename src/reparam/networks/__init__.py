@@ -14,17 +14,22 @@ from torch import nn
 
 from ..errors import NetworkError, ReparamError, unknown
 from .confident import Confident
+from .diffusers_model import DiffusersModel
 from .jit import JiT
 from .mlp import MLP
+from .reexpressed import Reexpressed
 from .unet import UNet
 
 __all__ = [
     "MLP",
     "NETWORKS",
     "Confident",
+    "DiffusersModel",
     "JiT",
+    "Reexpressed",
     "UNet",
     "config_of",
+    "described",
     "import_factory",
     "is_factory",
     "made_by",
@@ -33,7 +38,16 @@ __all__ = [
     "own_network",
 ]
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "jit": JiT, "unet": UNet, "confident": Confident}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "jit": JiT,
+    "unet": UNet,
+    "confident": Confident,
+    "reexpressed": Reexpressed,
+    "diffusers": DiffusersModel,
+}
+#: Where a network that is made of others states them.
+PARTS = {"confident": ("base", "head"), "reexpressed": ("of",)}
 
 
 def is_factory(name: object) -> bool:
@@ -43,7 +57,7 @@ def is_factory(name: object) -> bool:
 
 def own_code(config: dict[str, Any]) -> list[str]:
     """The functions ``pkg.mod:make`` of a user's own that making this network runs; none for a built-in one."""
-    parts = [config.get("base"), config.get("head")] if config.get("name") == "confident" else []
+    parts = [config.get(part) for part in PARTS.get(str(config.get("name")), ())]
     named = [str(config["name"])] if is_factory(config.get("name")) else []
     return [*named, *(name for part in parts if isinstance(part, dict) for name in own_code(part))]
 
@@ -54,12 +68,20 @@ def own_network(config: dict[str, Any]) -> nn.Module | None:
     return network({key: value for key, value in config.items() if key != "weights"}) if own_code(config) else None
 
 
+def described(config: dict[str, Any]) -> str:
+    """A network's config for a reader."""
+    if config.get("name") == "reexpressed" and all(isinstance(config.get(key), dict) for key in ("of", "source", "to")):
+        return f"{described(config['of'])}, from {config['source'].get('name')} to {config['to'].get('name')}"
+    rest = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
+    return f"{config.get('name')}({rest})" if rest else str(config.get("name"))
+
+
 def config_of(net: nn.Module) -> dict[str, Any] | None:
     """The config from which :func:`network` makes such a network again; None for one that is not built in."""
     if type(net) not in NETWORKS.values():
         return None
     config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]
-    return None if None in (config.get("base", {}), config.get("head", {})) else config
+    return None if any(config.get(part, {}) is None for part in ("base", "head", "of", "model")) else config
 
 
 def network(config: dict[str, Any]) -> nn.Module:

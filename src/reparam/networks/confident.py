@@ -79,14 +79,14 @@ class Confident(nn.Module):
         ask(on)
 
 
-def _made(part: Any, what: str) -> nn.Module:
+def _made(part: Any, what: str, where: str = "confident") -> nn.Module:
     from . import network
 
     if isinstance(part, nn.Module):
         return part
     if not isinstance(part, dict):
         raise NetworkError(
-            f"confident: {what} is a network's config, such as {{name: mlp, hidden: 64}}, or a network, found {part!r}."
+            f"{where}: {what} is a network's config, such as {{name: mlp, hidden: 64}}, or a network, found {part!r}."
         )
     return network(part)
 

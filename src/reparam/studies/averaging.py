@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DataError, SpecError
-from ..networks import own_network
-from ..spec import load, save, weights_file
+from ..spec import save, weights_file
 from ..training import Trainee
 from ..training.averages import load_into
 from ..training.posthoc import Reconstruction, reconstruct
-from .sampling import recipe_beside
+from .sampling import opened, recipe_beside
 
 
 def average_run(
@@ -45,7 +44,7 @@ def average_run(
             "some."
         )
     tensors, made = reconstruct(snapshots, width, step, allow_inexact=allow_inexact)
-    denoiser = load(weights, net=own_network(config.network))
+    denoiser = opened(weights, config)
     trainee = Trainee(denoiser.net, config.objective())
     exact = {name: p for name, p in trainee.named_parameters() if not p.requires_grad}  # a sum of snapshots rounds
     load_into(trainee, {**tensors, **exact})

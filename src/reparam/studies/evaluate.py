@@ -26,13 +26,13 @@ from ..metrics.card import card
 from ..metrics.reference import WrongFile
 from ..metrics.statistics import processes
 from ..metrics.table import floors, keeps, scored
-from ..networks import is_factory, network
-from ..spec import load
+from ..spec import Spec
 from .given import drawn_as, holds_floats, refuse_dark, run_in, samples_to_score
 from .leaderboard import number
 from .pool import resources
 from .recipe import RunConfig, data_named
 from .run import data_of, fitting_metrics, forget_data, made_by_run, noise_levels
+from .sampling import opened
 
 #: Metrics that are left out with a word where samples do not suffice, unless they were asked for.
 _OPTIONAL = ("frechet_infinity", "kernel_distance", "mmd", "precision", "recall", "density", "coverage")
@@ -108,6 +108,7 @@ def evaluate(
     device: str | None = None,
     out: str | Path | None = None,
     keep_reference: str | Path | None = None,
+    spec: Spec | Mapping[str, Any] | str | Path | None = None,
 ) -> Evaluation:
     """Score samples against real data.
 
@@ -128,6 +129,8 @@ def evaluate(
         device: "cpu", "cuda" or "mps"; the best there is by default.
         out: a .json file that the card is written to.
         keep_reference: a .safetensors file that the reference's statistics are written to.
+        spec: what a run's weights say wrongly of themselves, as in :func:`reparam.load`: under it the model's
+            variance is judged anew. Its samples are there already, and stay what they are.
 
     Returns:
         The card, and what was left out.
@@ -140,6 +143,8 @@ def evaluate(
     forget_data()
     _refuse_places(out, keep_reference)
     run = run_in(samples)
+    if spec is not None:
+        _refuse_needless_spec(samples, run, spec)
     with _together(), _bar() as ask:
         folder = None if cache is None else Path(cache)
         real = _reference(reference, run, extractor, count, folder, _device(device), ask)
@@ -154,7 +159,7 @@ def evaluate(
         least = _floors(real, list(entries), found.count)
         for name, entry in entries.items():
             entry["floor"] = least[name]
-        found_of_variance = _calibration(run, _device(device), left_out) if run else None
+        found_of_variance = _calibration(run, _device(device), left_out, spec) if run else None
         whole = _card(scoring, entries, samples, run, rule, found_of_variance)
         if out is not None and processes()[0] == 0:
             write_text(out, json.dumps(whole, indent=2) + "\n")
@@ -240,18 +245,38 @@ def _row(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _calibration(run: tuple[RunConfig, Path], device: str, left_out: dict[str, str]) -> dict[str, Any] | None:
+def _refuse_needless_spec(
+    samples: Any, run: tuple[RunConfig, Path] | None, spec: Spec | Mapping[str, Any] | str | Path
+) -> None:
+    """A spec where no model is asked for anything."""
+    if run is None:
+        raise Conflict(f"--spec is of a model, and {_told(samples)} are samples; give it to reparam sample.")
+    likelihood = opened(run[1] / "model.safetensors", run[0], spec).conventions.likelihood
+    if likelihood is None or likelihood.of != "x0":
+        raise Conflict(
+            f"--spec would change nothing: the samples of {run[1]} are there already, and under this spec its model "
+            "states no variance of x0 to be judged. Draw others (reparam sample --spec) and evaluate those."
+        )
+
+
+def _calibration(
+    run: tuple[RunConfig, Path],
+    device: str,
+    left_out: dict[str, str],
+    spec: Spec | Mapping[str, Any] | str | Path | None,
+) -> dict[str, Any] | None:
     """How honest the variance of a run's model is: as its study found, else measured now; None if it states none."""
     config, folder = run
     known = _row(folder).get("calibration")
     likelihood = prediction(config.target)
-    if known is not None or not isinstance(likelihood, Gaussian) or likelihood.of != "x0":
+    if spec is None and (known is not None or not isinstance(likelihood, Gaussian) or likelihood.of != "x0"):
         return known
     try:
-        own = network(config.network) if is_factory(config.network["name"]) else None
-        denoiser = load(folder / "model.safetensors", net=own).to(device)
-        low, high = config.validate_on or config.t_range
-        return Calibration.on(denoiser, data_of(config), (low, high), conditional=config.conditional).to_dict()
+        denoiser = opened(folder / "model.safetensors", config, spec).to(device)
+        said = "t_range" in (denoiser.overrides or {})
+        low, high = denoiser.t_range if said else (config.validate_on or config.t_range)
+        found = Calibration.on(denoiser, data_of(config), (low, high), conditional=config.conditional).to_dict()
+        return found if denoiser.overrides is None else {**found, "overrides": denoiser.overrides}
     except ReparamError as e:
         left_out["calibration"] = str(e)
         return None

@@ -466,6 +466,8 @@ def _sweeps(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[A
     """Every (path, values) where the recipe gives a list for one value."""
     for key, value in raw.items():
         path = f"{prefix}{key}"
+        if path == "network" and isinstance(value, dict) and value.get("name") == "reexpressed":
+            continue  # a network that is there already: its lists are its own
         if isinstance(value, dict) and key != "target":
             yield from _sweeps(value, f"{path}.")
         elif isinstance(value, list) and path not in _LISTS:

@@ -40,13 +40,13 @@ from ..metrics.model import MODEL_METRICS, NEAR, Asked
 from ..metrics.table import floors as floors_of
 from ..metrics.table import keeps
 from ..metrics.table import scored as scores_of
-from ..networks import made_by, network
+from ..networks import described, made_by, network
 from ..objective import Objective
 from ..report.views import View, view_of
 from ..samplers import THRESHOLDS, Trajectory, sample
 from ..samplers.profile import ErrorProfile, measure
 from ..schedules import Elementwise, Schedule, like
-from ..spec import Spec, load, save
+from ..spec import code_in, load, save
 from ..training import Diverged, Engine, Trainer, Validation
 from ..training.draws import unit_noise
 from ..training.loop import Exact
@@ -109,6 +109,8 @@ def _fitted(config: RunConfig, data: Data) -> dict[str, Any]:
     likelihood, size = config.objective().conventions.likelihood, data.shape[0]
     outputs = size if likelihood is None else likelihood.outputs(data.shape)[0]
     asked = config.network
+    if asked["name"] == "reexpressed":
+        return {"of": {**asked["of"], **_sizes(config, data, asked["of"]["name"], outputs)}}
     if asked["name"] != "confident":
         return _sizes(config, data, asked["name"], outputs)
     parts = {"base": size, "head": outputs - size}
@@ -326,7 +328,6 @@ def _finish(
         if states_variances(denoiser):
             row["calibration"] = _calibrated(denoiser, config, trainer)
         save(denoiser, folder / "model.safetensors")
-        write_text(folder / "spec.json", json.dumps(Spec.of(denoiser).to_dict(), indent=2) + "\n")
         _score(row, config, real, denoiser, folder)
     row |= {"status": "finished", "wall_s": round(trainer.seconds + time.perf_counter() - start, 2)}
 
@@ -413,11 +414,10 @@ def data_record(config: RunConfig, data: Data) -> dict[str, Any]:
 
 def blank_row(run: str, config: RunConfig, data: Data) -> dict[str, Any]:
     """A run's row of the leaderboard before anything is known but its recipe."""
-    arguments = ", ".join(f"{k}={v}" for k, v in config.network.items() if k != "name")
     return {
         "run": run,
         "data": data.name,
-        "network": f"{config.network['name']}({arguments})",
+        "network": described(config.network),
         "target": config.target["name"] if len(config.target) == 1 else config.target,
         "loss_space": config.loss_space,
         "weighting": config.weighting,
@@ -651,7 +651,10 @@ def _guided(config: RunConfig, denoiser: Denoiser, folder: Path) -> Autoguidance
             f"{path} is missing, and sample.autoguidance needs it: it is kept as training passes that step. Train anew "
             "in another folder (--out)."
         )
-    guide = load(path, net=copy.deepcopy(denoiser.net)).to(next(denoiser.parameters()).device)
+    # Its target, where that is code, is one that runs here already.
+    kind = denoiser.conventions.predicted()
+    spec = {"target": kind} if code_in(kind.config()) else None
+    guide = load(path, net=copy.deepcopy(denoiser.net), spec=spec).to(next(denoiser.parameters()).device)
     low, high = asked.interval
     return Autoguidance(denoiser, guide, asked.weight, (low, high))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..confidence import prediction
 from ..data.base import as_bytes
 from ..data.order import mix
 from ..denoiser import Denoiser
@@ -20,7 +22,7 @@ from ..files import write_text, written_whole
 from ..networks import own_network
 from ..report.plots import picture_sheet, png
 from ..samplers import sample
-from ..spec import load, read_spec, weights_file
+from ..spec import Spec, code_in, load, read_spec, stated, weights_file
 from ..training.draws import unit_noise
 from .pool import resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml, takes_ends
@@ -44,6 +46,7 @@ def sample_run(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     device: str | None = None,
+    spec: Spec | Mapping[str, Any] | str | Path | None = None,
 ) -> tuple[Path, tuple[int, ...]]:
     """Draw ``n`` samples from a run, in the units of its data, and write them.
 
@@ -60,6 +63,7 @@ def sample_run(
         label: a class by name or number, for a conditional model; all in turn by default.
         guidance, interval: of classifier-free guidance; the recipe's by default, else none.
         device: "cpu", "cuda" or "mps"; the best there is by default.
+        spec: what the weights do not say of themselves, or say wrongly, as in :func:`reparam.load`.
 
     Returns:
         The folder or file, and the shape of the samples.
@@ -73,11 +77,9 @@ def sample_run(
         if count is not None and count < 1:
             raise ReparamError(f"--{name} must be at least 1, found {count}.")
     weights = weights_file(where)
-    spec = read_spec(weights)
     config = recipe_beside(weights)
-    own = own_network(config.network) if config else None
-    denoiser = load(weights, net=own).to(resources(1, 1, device).devices[0])
-    record = spec.data or {}
+    denoiser = opened(weights, config, spec).to(resources(1, 1, device).devices[0])
+    record = denoiser.data or {}
     if "shape" not in record:
         raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
     asked = {
@@ -93,7 +95,7 @@ def sample_run(
     target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
     clean = starts(chosen, data_of(config), n) if config is not None and chosen.start == "data" else None
     x = _drawn(denoiser, chosen, record, n, y, clean)
-    made = made_by_run(replace(config, sample=chosen), weights) if config else {}
+    made = _made(denoiser, made_by_run(replace(config, sample=chosen), weights) if config else {})
     rule = _rule(record) if record.get("pictures") else None
     about = json.dumps({**made, "to_uint8": rule, "labels": None if y is None else y.tolist()})
     _write(target, x, y, about)
@@ -224,6 +226,30 @@ def _write_pictures(folder: Path, x: Tensor) -> None:
 def _write_bytes(path: Path, content: bytes) -> None:
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def opened(
+    weights: Path, config: RunConfig | None, spec: Spec | Mapping[str, Any] | str | Path | None = None
+) -> Denoiser:
+    """The model in a file of weights, with the code that its run's recipe names and the file alone does not run.
+
+    Raises:
+        SpecError, NetworkError: if it cannot be read or built.
+    """
+    word = stated(spec)
+    own = config is not None and "target" not in word and code_in(config.target)
+    if config is not None and own and read_spec(weights, word).target == config.target:
+        word["target"] = prediction(config.target)
+    return load(weights, net=own_network(config.network) if config else None, spec=word)
+
+
+def _made(denoiser: Denoiser, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a card says of the model, where somebody said otherwise than its file."""
+    if not denoiser.overrides:
+        return told
+    model, sampling = told.get("model", {}), told.get("sampling", {})
+    now = {"target": denoiser.conventions.predicted().config(), "overrides": denoiser.overrides}
+    return {**told, "model": {**model, **now}, "sampling": {**sampling, "t_range": list(denoiser.t_range)}}
 
 
 def recipe_beside(weights: Path) -> RunConfig | None:

@@ -37,6 +37,7 @@ from ..training.posthoc import write_snapshot
 from .confidence import with_confidence
 from .estimate import Cost, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
+from .initial import Initial
 from .inputs import Inputs, preflight
 from .pool import Interrupted, gentle_interrupt
 from .recipe import Recipe, RunConfig, load_recipe, read_recipe
@@ -92,6 +93,7 @@ def train(
     network: str | nn.Module | Callable[..., nn.Module] | None = None,
     *,
     add_confidence: str | Path | None = None,
+    init: str | Path | None = None,
     out: str | Path | None = None,
     run: str | None = None,
     settings: Sequence[str] = (),
@@ -113,6 +115,9 @@ def train(
         recipe, data, network, settings: as of :func:`reparam.study`; sweeps must leave one run.
         add_confidence: in place of a recipe and a network, the folder of a finished run (or weights beside its
             recipe.yaml): its network is kept as it is, and one beside it learns how sure it is.
+        init: the folder of a finished run, or a .safetensors file with its spec: training begins with that network,
+            stated exactly as the recipe's target (:func:`reparam.reexpress`). What the recipe leaves out of network,
+            schedule, time, input and t_range is that run's; without a recipe, all but the settings is.
         out: the folder to write to; runs/NAME by default.
         run: which of a recipe's runs, where it compares several.
         device: "cpu", "cuda" or "mps"; the best there is by default.
@@ -130,11 +135,14 @@ def train(
         Interrupted: if it was stopped, by Ctrl-C or SIGTERM; the state is kept.
     """
     forget_data()
-    recipe = _recipe_of(recipe, network, add_confidence)
-    own = Inputs.of(data, network)
     settings = [settings] if isinstance(settings, str) else list(settings)
+    again = _words(recipe, add_confidence, init)
+    by_name = data is None and network is None and again is not None
+    recipe, start = _recipe_of(recipe, network, add_confidence, init, settings)
+    own = Inputs.of(data, network)
     plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
     name, config = _one(plan, run)
+    config = config if start is None else start.begun(config)
     _check_options(save_every, keep, previews)
     engine, tracker = Accelerated(device), check_tracker(tracker)
     if engine.device.type == "cpu":
@@ -144,6 +152,9 @@ def train(
         f"training {plan.name}: {name}, {config.train.steps} steps of {config.train.batch} samples, {engine.describe()}"
     )
     only = Recipe(plan.name, plan.description, {name: config}, plan.rank_by)
+    if start is not None:
+        for line in (start.text(config), *start.check_data(own.data or data_of(config))):
+            tell(line)
     digests = preflight(only, own, tell)
     mine = own.data or data_of(config)
     if estimate_only:
@@ -152,11 +163,9 @@ def train(
         return cost if engine.first else None
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     record = {"run": name, "recipe": config.to_dict(), "data": digests[json.dumps(config.data, sort_keys=True)]}
-    words = ["--add-confidence", str(add_confidence)] if add_confidence is not None else [str(recipe)]
-    by_name = data is None and network is None and not (add_confidence is None and isinstance(recipe, dict))
-    again = _again(words, settings, run, folder, by_name)
+    told = _again(again if by_name else None, settings, run, folder)
     trainer = trainer_of(config, mine, make_network(config, mine, own.factory), engine, _ENTRIES)
-    work = _Work(name, config, mine, trainer, folder, engine, save_every, keep, tracker, previews, tell, again)
+    work = _Work(name, config, mine, trainer, folder, engine, save_every, keep, tracker, previews, tell, told)
     with locked(folder, "training") if engine.first else contextlib.nullcontext():
         if engine.first:
             _claim(folder, record)
@@ -167,18 +176,47 @@ def train(
         return found if done else work.do()
 
 
-def _recipe_of(recipe: Any, network: Any, add_confidence: str | Path | None) -> Any:
-    """The recipe, or that of a finished run with a confidence added."""
+def _recipe_of(
+    recipe: Any,
+    network: Any,
+    add_confidence: str | Path | None,
+    init: str | Path | None,
+    settings: list[str],
+) -> tuple[Any, Initial | None]:
+    """The recipe, or that of a finished run with a confidence added; and the model that it begins with."""
+    if add_confidence is not None and init is not None:
+        raise Conflict(
+            f"a confidence is learned beside a network that stays as it is ({add_confidence}), and with --init a "
+            f"network ({init}) goes on learning; give one of the two."
+        )
+    if init is not None:
+        if network is not None and not isinstance(network, str):
+            raise Conflict(f"the network is that of {init}; leave the network out.")
+        start, raw = Initial.of(init).into(recipe, settings)
+        return raw, start
     if add_confidence is None:
         if recipe is None:
-            raise RecipeError("a training needs a recipe, or a finished run to add a confidence to (--add-confidence).")
-        return recipe
+            raise RecipeError(
+                "a training needs a recipe, or a finished run to add a confidence to (--add-confidence) or to begin "
+                "with (--init)."
+            )
+        return recipe, None
     if recipe is not None or network is not None:
         raise Conflict(
             f"a confidence is added to what {add_confidence} was trained as: leave out the recipe and the network, and "
             "change single values with --set, such as --set network.head.hidden=64."
         )
-    return with_confidence(add_confidence)
+    return with_confidence(add_confidence), None
+
+
+def _words(recipe: Any, add_confidence: str | Path | None, init: str | Path | None) -> list[str] | None:
+    """What the command line would be given for these; None where it cannot."""
+    if isinstance(recipe, dict):
+        return None
+    named = [] if recipe is None else [str(recipe)]
+    for option, value in (("--add-confidence", add_confidence), ("--init", init)):
+        named += [] if value is None else [option, str(value)]
+    return named
 
 
 def _check_options(save_every: float, keep: int, previews: int) -> None:
@@ -446,8 +484,8 @@ def _bar(trainer: Trainer, steps: int, shown: bool) -> Any:
     )
 
 
-def _again(what: list[str], settings: Sequence[str], run: str | None, folder: Path, by_name: bool) -> str:
-    if not by_name:
+def _again(what: list[str] | None, settings: Sequence[str], run: str | None, folder: Path) -> str:
+    if what is None:
         return f"call train again with the same arguments and out={str(folder)!r}"
     words = ["reparam", "train", *what, "--out", str(folder), *(["--run", run] if run else [])]
     for setting in settings:

@@ -15,9 +15,9 @@ from .core import (
     target,
 )
 from .file import File
-from .linear import EDM, KTarget, Linear, Score, V, Velocity
+from .linear import EDM, KTarget, Linear, Negated, Score, V, Velocity
 
-TARGETS |= {c.name: c for c in (V, Velocity, Score, EDM, Linear, KTarget, InBasis, File)}
+TARGETS |= {c.name: c for c in (V, Velocity, Score, EDM, Linear, KTarget, Negated, InBasis, File)}
 
 __all__ = [
     "ALIASES",
@@ -31,6 +31,7 @@ __all__ = [
     "InBasis",
     "KTarget",
     "Linear",
+    "Negated",
     "Score",
     "Target",
     "V",

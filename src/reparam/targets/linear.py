@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ReparamError, Unsupported
 from ..expressions import parsed
 from ..schedules import Schedule
-from .core import Target, aligned
+from .core import Target, aligned, target
 
 
 @dataclass(frozen=True)
@@ -203,3 +203,48 @@ class KTarget(Target):
         else:
             k = torch.sigmoid(self._logit.to("cpu", torch.float64)).expand_as(t)
         return k, k - 1
+
+
+@dataclass(frozen=True)
+class Negated(Target):
+    """−y of another target y: for networks trained with the other sign, such as x0 − ε for the straight path.
+
+    Args:
+        of: a target that is two numbers at every time, with nothing to learn: an object, a name or a mapping. For
+            one that differs by direction, negate its parts.
+
+    Raises:
+        UnknownName: if there is no such target.
+        Unsupported: if it is no such target.
+    """
+
+    name: ClassVar[str] = "negated"
+    of: Any
+
+    def __post_init__(self) -> None:
+        of = target(self.of)
+        own = type(of).apply is not Target.apply or type(of).to_x0 is not Target.to_x0
+        if own or isinstance(of, Negated) or (isinstance(of, KTarget) and of.learned):
+            raise Unsupported(
+                f"negated: found {of.name}{' with a k to learn' if isinstance(of, KTarget) else ''}; expected a plain "
+                "target, such as {name: negated, of: velocity}."
+            )
+        object.__setattr__(self, "of", of)
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """What it is, for a reader."""
+        return f"minus {self.of.name}: -1 times {self.of.words}"
+
+    @property
+    def sigma_data(self) -> float:
+        """σ_d, where the other target has one."""
+        found: float = self.of.sigma_data
+        return found
+
+    def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        p, q = self.of.rows(t, schedule)
+        return -p, -q
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "of": self.of.config()}
