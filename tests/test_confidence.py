@@ -270,25 +270,28 @@ def test_pictures_have_maps_of_variance() -> None:
             assert bool((posterior.var == posterior.var[:, :1, :1, :1]).all())
 
 
-def test_beta_weighs_by_the_variance_and_one_gives_the_plain_squared_error() -> None:
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_beta_takes_back_the_weight_and_one_gives_edms(covariance: str) -> None:
     schedule, t = rp.RectifiedFlow(), 0.4
     x0, eps, g = draw()
-    out = torch.randn(8, 6, generator=g, dtype=torch.float64)
+    out = torch.randn(8, 6 if covariance == "diagonal" else 9, generator=g, dtype=torch.float64)
+    if covariance == "full":
+        out[:, 6:] = 0
+        out[:, 3:6] = out[:, 3:4]  # the same in every direction: then all of it can be said by elements
     x_t = schedule.add_noise(x0, eps, t)
 
     def gradient(beta: float) -> Tensor:
         net = Says(out.clone())
-        objective = rp.Objective(schedule, Gaussian("x0", beta=beta), t_range=(0.01, 0.99))
+        objective = rp.Objective(schedule, Gaussian("x0", covariance, beta=beta), t_range=(0.01, 0.99))
         objective(net, x0, t, eps).sum().backward()
         assert net.out.grad is not None
         return net.out.grad[:, :3]
 
-    var = rp.Denoiser(Says(out), schedule, Gaussian("x0"), t_range=(0.01, 0.99))(x_t, t).var
+    var = rp.Denoiser(Says(out), schedule, Gaussian("x0", covariance), t_range=(0.01, 0.99))(x_t, t).var
     assert var is not None
-    error = (out[:, :3] - x0) / 3
-    assert torch.allclose(gradient(1.0), error, rtol=1e-9)
-    assert torch.allclose(gradient(0.5), error / var.detach().sqrt(), rtol=1e-9)
-    assert torch.allclose(gradient(0.0), error / var.detach(), rtol=1e-9)
+    error, c2 = (out[:, :3] - x0) / 3, 1 / (0.36 / 0.16 + 1 / 0.25)
+    for beta in (0.0, 0.5, 1.0):
+        assert torch.allclose(gradient(beta), error / var.detach() * (var.detach() / c2) ** beta, rtol=1e-9)
 
 
 @pytest.mark.parametrize("of", ["x0", "noisy"])
@@ -567,8 +570,6 @@ def test_bad_arguments_are_named() -> None:
         Gaussian("x0", sigma_data=0.0)
     with pytest.raises(Unsupported, match="beta"):
         Gaussian("x0", beta=2.0)
-    with pytest.raises(Unsupported, match="full"):
-        Gaussian("x0", "full", beta=0.5)
     with pytest.raises(Unsupported, match="not finite"):
         rp.Objective(rp.RectifiedFlow(), Gaussian("x0"))(Says(torch.zeros(4, 4)), torch.zeros(4, 2), 0.0)
     with pytest.raises(rp.errors.ReparamError, match="needs target"):

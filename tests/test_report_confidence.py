@@ -560,3 +560,32 @@ def test_a_run_in_a_folder_of_its_own_has_one_file(tmp_path):
     make_run(tmp_path, "a/b")
     add(tmp_path, "a/b", "figure.npz", **figure(8))
     assert write_figures(tmp_path, [make_row("a/b")]) == [tmp_path / "figure-a-b.svg"]
+
+
+def guided_row(target: str, seed: int, value: float, guided: float | None) -> dict:
+    row = {"run": f"{target}-{seed}", "data": "tree", "target": target, "seed": seed, "lr": 1e-3, "status": "finished"}
+    row |= {"wall_s": 1.0, "metrics": {"sliced_wasserstein": {"value": value, "floor": 0.1}}}
+    if guided is not None:
+        metrics = {"sliced_wasserstein": {"value": guided, "floor": 0.1}}
+        row["autoguided"] = {"step": 1024, "weight": 3.0, "metrics": metrics}
+    return row
+
+
+def test_guided_samples_stand_beside_the_others_as_means_over_the_same_seeds():
+    from reparam.report.guided import guided_section, lines
+    from reparam.report.rows import Study
+
+    three = [guided_row("x0", seed, *values) for seed, values in enumerate([(0.2, 0.3), (0.4, 0.5), (9.0, None)])]
+    rows = [*three, guided_row("<i>", 0, 0.7, 0.6)]
+    study = Study.of(rows, "sliced_wasserstein")
+    page = guided_section(study)
+    assert "0.300, 0.400" in page  # not the seed without guidance
+    assert "0.700, 0.600" in page
+    assert "that of step 1,024 at weight 3" in page
+    assert "&lt;i&gt;" in page
+    assert "<i>" not in page
+    told = list(lines(study))
+    assert told[1] == "  x0: sliced_wasserstein 0.400 (without 0.300)"
+    plain = Study.of([guided_row("x0", 0, 0.2, None)], "sliced_wasserstein")
+    assert guided_section(plain) == ""
+    assert list(lines(plain)) == []

@@ -85,14 +85,15 @@ class Gaussian:
             likelihood of another noisy sample of the same data (the published reading).
         sigma_data: σ_d, the standard deviation of data whose posterior variance is G = 0; that of the
             target where it has one (edm), else 0.5.
-        beta: multiplies each element's loss by its own variance to this power, as a constant (β-NLL): 0 is the
-            likelihood, 1 weighs the mean's error as plain squared error.
+        beta: multiplies each loss by its own variance over c² to this power, e^{βG}, as a constant: 0 is the
+            likelihood, 1 weighs the mean's error as EDM does. β-NLL multiplies by the variance itself, which would
+            also take the weight from low noise.
         detach_mean: the mean learns from EDM's weighting of its error alone and the variance from the
             likelihood around it.
 
     Raises:
         UnknownName: if a name is not known.
-        Unsupported: if a number is out of range, or beta goes with a full covariance.
+        Unsupported: if a number is out of range.
     """
 
     name: ClassVar[str] = "gaussian"
@@ -119,8 +120,6 @@ class Gaussian:
             raise Unsupported(f"gaussian: beta lies in [0, 1], found {self.beta!r}.")
         if not isinstance(self.detach_mean, bool):
             raise Unsupported(f"gaussian: detach_mean is true or false, found {self.detach_mean!r}.")
-        if self.beta and self.covariance == "full":
-            raise Unsupported("gaussian: beta weighs element by element, which a full covariance is not; use diagonal.")
 
     @property
     def words(self) -> str:
@@ -219,7 +218,8 @@ class Gaussian:
         each, log_ratio = found
         each = (each + log_var + math.log(2 * math.pi)) / 2
         if self.beta:
-            each = each * ((log_var + log_ratio) * self.beta).exp().detach()
+            ratio = log_ratio.mean(1, keepdim=True) if self.covariance == "full" else log_ratio
+            each = each * (ratio * self.beta).exp().detach()
         if self.detach_mean:  # of value zero: only its gradient counts
             each = each + r * (e.square() - fixed.square()) / 2
         lost = _lost(log_ratio, t)

@@ -126,7 +126,8 @@ def _y_axis(axes: _Axes) -> str:
         guess = math.isclose(value, 1)
         look = f'{paint(stroke="muted")} stroke-dasharray="1 3"' if guess else paint(stroke="grid")
         parts.append(f'<path d="M0 {y}H{short(axes.width)}" {look}/>')
-        words = f"{value:g}" if value < 1e4 else f"10^{round(math.log10(value))}"
+        power = math.floor(math.log10(value) + 1e-9)
+        words = f"{value:g}" if -4 < power < 4 else f"{value / 10.0**power:g}e{power}".replace("-", "\N{MINUS SIGN}")
         parts.append(text(-7, axes.y(value) + 4, words, fill="muted", extra='text-anchor="end"'))
     return "".join(parts)
 

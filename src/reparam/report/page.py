@@ -22,6 +22,7 @@ from .cards import cards_section
 from .curves import learning_section, noise_section
 from .density import density_section, write_figures
 from .embed import strips
+from .guided import guided_section
 from .leaderboard import leaderboard
 from .nearest import nearest_section
 from .overview import overview
@@ -87,6 +88,7 @@ def render(
             "leaderboard": leaderboard(study),
             "samples": samples,
             "density": density_section(study, out),
+            "guided": guided_section(study),
             "nearest": nearest_section(study, out),
             "noise": noise_section(study),
             "calibration": calibration_section(study),

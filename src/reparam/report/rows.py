@@ -17,7 +17,7 @@ Row = dict[str, Any]
 #: What is below this is rounding dust, and no difference.
 DUST = 1e-7
 #: Known targets come in this order, and so keep their colours from study to study.
-_KNOWN = ("x0", "velocity", "eps", "v", "score", "edm", "k")
+_KNOWN = ("x0", "velocity", "eps", "v", "score", "edm", "gaussian", "k")
 #: What else may set two runs of one target apart; named where it does.
 _VARIANTS = (
     *("network", "schedule", "loss_space", "weighting", "times", "time", "input", "t_range", "steps"),
@@ -253,13 +253,31 @@ def _labels(keys: Sequence[str]) -> list[str]:
     labels = []
     for identity in identities:
         rivals = [i for i in identities if i["target"] == identity["target"]]
-        parts = [words_of(identity["target"])]
+        parts = [_target_words(identity["target"], [i["target"] for i in identities])]
         for name in (*_VARIANTS, "lr"):
             if len({json.dumps(i.get(name), sort_keys=True) for i in rivals}) > 1:
                 told = words_of(identity.get(name))
-                parts.append(told if name == "network" else f"{name} {told}")
+                if name == "supervision":
+                    parts += ["exact means"] if told == "exact" else []
+                else:
+                    parts.append(told if name == "network" else f"{name} {told}")
         labels.append(", ".join(parts) + (f" #{identity['again']}" if identity["again"] > 1 else ""))
     return labels
+
+
+def _target_words(target: Any, among: Sequence[Any]) -> str:
+    """A target's name, with its arguments where others of that name have other ones."""
+    if not isinstance(target, dict):
+        return words_of(target)
+    same = [t for t in among if isinstance(t, dict) and t.get("name") == target.get("name")]
+    inner = target.get("target")
+    if target.get("name") == "gaussian" and inner is not None:
+        name = words_of(inner) if isinstance(inner, str) else str(inner.get("name"))
+        rest = {k: v for k, v in target.items() if k not in ("name", "target", "covariance", "sigma_data")}
+        told = [str(target.get("covariance", "diagonal"))]
+        told += [f"{k} {words_of(v)}" for k, v in rest.items() if any(t.get(k) != v for t in same)]
+        return f"{name} ± {', '.join(told)}"
+    return words_of(target) if any(t != target for t in same) else str(target.get("name", "?"))
 
 
 def words_of(value: Any) -> str:

@@ -76,6 +76,8 @@ def spreads(way: Trajectory, view: View, reduced: Callable[[Tensor], Tensor]) ->
     var = reduced(way.var.cpu().float().unflatten(2, (-1, *view.image)) if way.var.ndim == 3 else way.var.cpu().float())
     std = var.mean(2).sqrt()
     most = float(std.max())
+    if not 0 < most < math.inf:
+        return {}
     levels = (std / most * 255).round().to(torch.uint8)
     return {
         "spread": torch.cat([levels, torch.zeros_like(levels[:1])]).numpy(),
@@ -137,12 +139,13 @@ def _zoomed(config: RunConfig, data: Data, denoiser: Denoiser, guided: Autoguida
     )
     if not last < at < first:
         raise TimeOutOfRange(f"the noise level {_SIGMA:g} lies outside of where samples pass.")
-    grid = _grid(zoom)
+    grid, alpha = _grid(zoom), float(schedule.alpha(at))  # densities are drawn of x_t/alpha
     asked = Asked(data, lambda u: u, (at, first))
 
     def density(of: Denoiser) -> np.ndarray:
         device = next(of.parameters()).device
-        return _square(log_density(of, grid.to(device), at, first, asked, _FLOW))
+        found = log_density(of, (alpha * grid).to(device), at, first, asked, _FLOW)
+        return _square(found + grid.shape[1] * math.log(alpha))
 
     found: dict[str, Any] = {
         "zoom": np.asarray(zoom),

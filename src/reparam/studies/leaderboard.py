@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
+from ..report import guided
 from ..report.rows import Entry, Study
 from .recipe import Recipe
 
@@ -118,7 +119,7 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
     lines = _lines(study, metrics, intervals=metrics if several else [study.rank_by])
     if not several and len(lines[0]) > _WIDEST:
         lines = _lines(study, metrics, intervals=[])
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in [*lines, *guided.lines(study)])
 
 
 def _lines(study: Study, metrics: list[str], intervals: list[str]) -> list[str]:

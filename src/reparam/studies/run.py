@@ -302,6 +302,8 @@ def concluded(
     write_history(trainer, folder)
     if "card" in row:
         card = {"format": cards.FORMAT, "metrics": row["metrics"], **row["card"], "noise_levels": noise_levels(row)}
+        if row["calibration"] is not None:
+            card["calibration"] = row["calibration"]
         write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
     write_text(folder / RESULT, json.dumps(row, indent=2) + "\n")
     return row
@@ -340,7 +342,8 @@ def _calibrated(denoiser: Denoiser, config: RunConfig, trainer: Trainer) -> dict
     """
     data = trainer.data
     try:
-        found = Calibration.of(denoiser, trainer.validation, data.mixture).to_dict()
+        edges = trainer.validation.edges
+        found = Calibration.on(denoiser, data, (edges[0], edges[-1]), conditional=config.conditional).to_dict()
         if not isinstance(denoiser.schedule, Elementwise):
             denoiser.data = {**(denoiser.data or {}), "error_profile": _profile(denoiser, config, data).to_dict()}
     except NetworkError as e:
