@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from .targets import Target, convert, target
     from .times import LogitNormal, Uniform
     from .tools.check import check
-    from .tools.identify import identify
     from .tools.convert import reexpress
+    from .tools.identify import identify
 
 _FROM = {
     "confidence": ["Gaussian"],

@@ -181,7 +181,8 @@ def _widths(size: Any, widths: Any) -> list[int]:
         raise Conflict(f"unet: size {size!r} and widths {widths!r} say the same thing twice; leave one of them out.")
     if not isinstance(widths, list | tuple) or len(widths) < 2 or not all(_whole(w, _GROUPS) for w in widths):
         raise NetworkError(
-            f"unet: widths are at least two numbers of channels, found {widths!r}; for example network.widths=[64,128]."
+            f"unet: widths are at least two numbers of channels, multiples of {_GROUPS}, found {widths!r}; for example "
+            "network.widths=[64,128]."
         )
     if odd := [w for w in widths if w % _GROUPS]:
         raise NetworkError(
