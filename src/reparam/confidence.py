@@ -64,6 +64,9 @@ class VarianceLost(RuntimeError):
         super().__init__(f"{what}, for a sample at t = {t:.3g}. {advice}")
         self.what, self.t, self.advice = what, t, advice
 
+    def __reduce__(self) -> tuple[type[VarianceLost], tuple[str, float, str]]:
+        return VarianceLost, (self.what, self.t, self.advice)
+
 
 class _Level(NamedTuple):
     """The likelihood at float64 times t: log c², r, and k; each of t's shape, or by element or direction."""
