@@ -17,7 +17,7 @@ from reparam.data import Data
 from reparam.data.mixtures import Mixture
 from reparam.errors import DataError, NetworkError, Unsupported
 from reparam.metrics import Calibration, calibration
-from reparam.metrics.calibration import COVERAGES, LEVELS, skewed_interval
+from reparam.metrics.calibration import COVERAGES, LEVELS, _interval, skewed_interval
 from reparam.metrics.card import compare
 from reparam.report.plots import number
 from reparam.studies.evaluate import evaluate
@@ -119,6 +119,8 @@ def test_a_gaussian_posterior_and_its_variance_times_a_factor(factor):
         assert one.n == n
         assert near(one.z2, 1 / factor)
         assert one.z2.error == pytest.approx(math.sqrt(2 / (n * len(SPREAD))) / factor, rel=0.12)
+        # The sum of a sample's six z² is of χ², whose median is about 6 (1 − 2/54)³ (Wilson and Hilferty).
+        assert one.z2_median == pytest.approx((1 - 2 / 54) ** 3 / factor, abs=6 * one.z2.error)
         for p in COVERAGES:
             spread = math.sqrt(share[p] * (1 - share[p]) / (n * len(SPREAD)))
             assert abs(one.coverage[p].value - share[p]) < 4 * spread + 1e-4
@@ -350,6 +352,41 @@ def test_the_interval_undoes_skewness():
     assert skewed_interval(torch.full((5,), 3.0), 0.9) == (3.0, 3.0)
 
 
+def rarely_sure(x_t, t):
+    """Honest, but below t = 0.1 of one sample in six the variance is 10⁻² to 10⁻¹² of it, seldom the least."""
+    mean, var, *_ = diagonal()(x_t, t)
+    wrong = (t < 0.1) & (x_t[:, 0].mul(1e4).floor() % 6 == 0)
+    return rp.Posterior(mean, var * torch.where(wrong, 10 ** (-2 - 10 * (x_t[:, 1].mul(1e4) % 1) ** 8), 1.0)[:, None])
+
+
+def test_an_interval_for_a_mean_of_squares_is_not_negative_and_finds_what_few_samples_tell():
+    x0, t, eps = gaussian_data(4000)
+    few = Stated(rarely_sure)
+    found = calibration(few, x0, t, eps, EDGES)
+    with torch.no_grad():
+        alpha, sigma = levels(t)
+        mean, var, *_ = few(alpha * x0 + sigma * eps, t)
+    z2 = ((x0 - mean) ** 2 / var).mean(1)[t < 0.1]
+    assert skewed_interval(z2, 0.9875)[0] < 0
+    low, high = found.bins[0].z2_interval
+    assert 1 < low < found.bins[0].z2.value < high
+    assert 0 <= found.total.z2_interval[0] < found.total.z2.value < found.total.z2_interval[1]
+    assert found.bins[0].z2_median < 3 < 1000 < found.bins[0].z2.value
+    for one in found.bins[1:]:
+        assert one.z2_interval[0] < 1 < one.z2_interval[1]
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_the_lower_end_is_sound_however_heavy_the_tail(spread):
+    """Of log-normal values, whose mean is e^(s²/2): too high no more often than it says, and never negative."""
+    draws = normal(300, 300, 3).mul(spread).sub(spread**2 / 2).exp()
+    lows = torch.tensor([_interval(values, 0.95)[0] for values in draws], dtype=torch.float64)
+    assert float(lows.min()) >= 0
+    # 2.5 % and the chance of 300 draws
+    assert float((lows > 1).double().mean()) < 0.025 + 3 * math.sqrt(0.025 * 0.975 / 300)
+    assert float(lows.median()) > 0.5
+
+
 def test_where_no_data_are_left_the_exact_posterior_is_the_distribution_of_the_data():
     known = Mixture(WEIGHTS, MEANS, COVS)
     mean = WEIGHTS @ MEANS
@@ -418,6 +455,7 @@ def test_plain_data_say_all_and_survive_a_file():
         assert told["coverage"]["0.9"]["value"] == one.coverage[0.9].value
         assert told["exact_nll"] is None
         assert told["z2_interval"] == list(one.z2_interval)
+        assert told["z2_median"] == one.z2_median
         assert told["n"] == one.n
         assert told["calibration_error"] == one.calibration_error
 
@@ -542,6 +580,91 @@ def test_the_page_says_where_a_model_is_too_sure_and_where_too_careful(tmp_path)
     assert "silent" not in told
 
 
+def test_the_page_names_what_few_samples_make_of_a_bin(tmp_path):
+    x0, t, eps = gaussian_data(4000)
+    found = calibration(Stated(rarely_sure), x0, t, eps, EDGES).to_dict()
+    told = section(page_of(tmp_path, rare=found), "calibration")
+    first = found["bins"][0]
+    share = first["coverage"]["0.99"]
+    assert 0.75 < share["value"] < 0.9
+    assert (
+        f"rare: says less than its error (overconfident) below t = 0.1, z² up to {number(first['z2']['value'])} in the "
+        f"mean (below {number(first['z2_median'])} for half of the samples), and as little as "
+        f"{100 * share['value']:.1f} ± {100 * share['error']:.1f} % inside its 99 % interval."
+    ) in told
+    others = found["bins"][1:]
+    rest = sum(one["n"] * one["z2"]["value"] for one in others) / sum(one["n"] for one in others)
+    assert f"mostly below t = 0.1:{number(rest)} without" in told
+    assert 0.9 < rest < 1.1
+
+
+def test_a_bin_is_judged_by_its_coverage_too(tmp_path):
+    def covering(value, error):
+        found = honesty(lambda t: torch.ones_like(t))
+        found["bins"][0]["coverage"]["0.99"] = {"value": value, "error": error}
+        return found
+
+    told = section(page_of(tmp_path, narrow=covering(0.82, 0.01), few=covering(0.82, 0.06)), "calibration")
+    words = "(overconfident) below t = 0.1, and as little as 82.0 ± 1.0 % inside its 99 % interval."
+    assert f"narrow: says less than its error {words}" in told
+    assert "few: as far as can be told honest" in told
+    assert "mostly" not in told
+
+
+def test_a_large_mean_that_may_be_chance_is_named_as_such(tmp_path):
+    found = honesty(lambda t: torch.where(t > 0.6, 3.0, 1.0))
+    found["bins"][0] |= {"z2": {"value": 40.0, "error": 39.0}, "z2_interval": [0.4, 500.0], "z2_median": 0.9}
+    told = section(page_of(tmp_path, x0=found), "calibration")
+    assert "may be overconfident below t = 0.1, z² up to 40.0 in the mean (below 0.900 for half of the samples)" in told
+    assert "(underconfident) above t = 0.6" in told
+
+
+def test_the_narrower_intervals_of_honest_modes_are_no_finding(tmp_path):
+    known = Mixture(WEIGHTS, MEANS, COVS)
+
+    def answer(x_t, t):
+        alpha, sigma = levels(t)
+        return lower(*known.posterior(x_t / alpha, (sigma / alpha)[:, 0]))
+
+    x0, t, eps = mixture_data(20000)
+    found = calibration(Stated(answer), x0, t, eps, [k / 10 for k in range(11)])
+    least = min(found.bins, key=lambda one: one.coverage[0.99].value).coverage[0.99]
+    assert least.value + 3 * least.error < 0.99
+    assert "inside its" not in section(page_of(tmp_path, x0=found.to_dict()), "calibration")
+
+
+def test_older_rows_without_medians_are_shown_without(tmp_path):
+    new, old = (honesty(lambda t: torch.full_like(t, 0.5), seed=seed) for seed in (0, 50))
+    for one in [*old["bins"], old["total"]]:
+        del one["z2_median"]
+    rows = [make_row(f"s{i}", seed=i, calibration=found) for i, found in enumerate([new, old])]
+    for row in rows:
+        make_run(tmp_path, row["run"])
+    told = section(write(tmp_path, rows), "calibration")
+    assert "overconfident) at every noise level" in told
+    assert "its median" not in told
+    assert "its median" in section(page_of(tmp_path, x0=new), "calibration")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_likelihood_of_another_noisy_sample_is_named_with_the_reason(tmp_path, alone):
+    noisy = {"name": "gaussian", "target": "edm", "of": "noisy"}
+    rows = [make_row("noisy", target=noisy, calibration=None), make_row("v", target="v", calibration=None)]
+    rows.append(make_row("gone", target={**noisy, "target": "v"}, status="failed"))
+    if not alone:
+        target = {"name": "gaussian", "target": "x0"}
+        rows.append(make_row("x0", target=target, calibration=honesty(lambda t: torch.ones_like(t))))
+    for row in rows:
+        make_run(tmp_path, row["run"])
+    page = write(tmp_path, rows)
+    told = section(page, "calibration")
+    assert re.search(r"edm ± diagonal[^:.]*: not judged, for it states no variance of x0: .* \(of: noisy\)", told)
+    assert "lost to rounding" in told
+    assert told.count("not judged") == 1
+    assert ("x0 ± diagonal: as far as can be told honest" in told) is not alone
+    assert ("<svg" in page[page.index('id="calibration"') :].split("</section>")[0]) is not alone
+
+
 def test_what_few_samples_may_do_by_chance_is_no_finding(tmp_path):
     found = honesty(lambda t: torch.ones_like(t), n=80, seed=14)
     z2 = [one["z2"]["value"] for one in found["bins"]]
@@ -586,6 +709,7 @@ def test_a_line_beyond_the_chart_is_told_and_names_are_escaped(tmp_path):
     part = page[page.index('id="calibration"') :].split("</section>")[0]
     assert "<script" not in part
     assert "<b>bold" not in part
+    assert "z² <small>" in part
     assert "goes up to" in part
     assert "scrolls sideways" in part
 
@@ -603,7 +727,7 @@ def test_without_variances_there_is_no_such_section(tmp_path):
 def confident_run(tmp_path_factory):
     """The folder of a run of a model with variances."""
     settings = ["data.dim=2", "train.steps=20", "train.lr=1e-3", "sample.n=50", "sample.steps=4", "loss_space=null"]
-    target = "target={name: gaussian, target: x0, covariance: diagonal}"
+    target = "target={name: gaussian, target: edm, covariance: diagonal}"
     ((name, config),) = load_recipe("spiral", [target, *settings, "seed=0"]).runs.items()
     folder = tmp_path_factory.mktemp("study") / name
     assert execute(name, config, folder)["status"] == "finished"
@@ -633,7 +757,7 @@ def test_a_runs_variance_is_judged_under_what_is_said_of_it(confident_run, capsy
 
     plain = json.loads((confident_run / "result.json").read_text())
     other = judged("{target: {name: gaussian, target: v, covariance: diagonal}}")
-    assert other["calibration"]["overrides"]["target"]["file"]["target"] == {"name": "x0"}
+    assert other["calibration"]["overrides"]["target"]["file"]["target"]["name"] == "edm"
     assert other["calibration"]["total"]["mse"] != plain["calibration"]["total"]["mse"]
     assert other["metrics"] == evaluate(confident_run).card["metrics"]  # the samples are what they were
     within = judged("{t_range: [0.25, 0.75]}")["calibration"]["edges_t"]

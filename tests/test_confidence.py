@@ -294,27 +294,26 @@ def test_beta_takes_back_the_weight_and_one_gives_edms(covariance: str) -> None:
         assert torch.allclose(gradient(beta), error / var.detach() * (var.detach() / c2) ** beta, rtol=1e-9)
 
 
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
 @pytest.mark.parametrize("of", ["x0", "noisy"])
-def test_a_detached_mean_learns_from_edms_weighting_and_the_value_is_the_likelihood(of: str) -> None:
+def test_a_detached_mean_learns_from_edms_loss_and_the_value_is_the_likelihood(of: str, covariance: str) -> None:
     schedule, t = rp.RectifiedFlow(), 0.4
     x0, eps, g = draw()
-    out = torch.randn(8, 6, generator=g, dtype=torch.float64)
-    nets = [Says(out.clone()) for _ in range(3)]
-    losses = [
-        rp.Objective(schedule, Gaussian("x0", of=of, detach_mean=True), t_range=(0.01, 0.99))(nets[0], x0, t, eps),
-        rp.Objective(schedule, Gaussian("x0", of=of), t_range=(0.01, 0.99))(nets[1], x0, t, eps),
-    ]
+    width = {"isotropic": 4, "diagonal": 6, "full": 9}[covariance]
+    out = torch.randn(8, width, generator=g, dtype=torch.float64)
+    nets, losses = [Says(out.clone()) for _ in range(2)], []
+    for net, detached in zip(nets, (True, False), strict=True):
+        likelihood = Gaussian("v", covariance, of, detach_mean=detached)
+        losses.append(rp.Objective(schedule, likelihood, t_range=(0.01, 0.99))(net, x0, t, eps))
     assert torch.equal(*losses)
-    frozen = Says(torch.cat([out[:, :3], torch.zeros(8, 3).double()], 1))
-    losses.append(rp.Objective(schedule, Gaussian("x0", of=of), t_range=(0.01, 0.99))(frozen, x0, t, eps))
+    edm = Says(out[:, :3].clone())
+    space = {"name": "edm", "sigma_data": 0.5}
+    losses.append(rp.Objective(schedule, "v", loss_space=space, t_range=(0.01, 0.99))(edm, x0, t, eps) / 2)
     for loss in losses:
         loss.sum().backward()
-    detached, plain_grad = nets[0].out.grad, nets[1].out.grad
-    assert detached is not None
-    assert plain_grad is not None
-    assert frozen.out.grad is not None
-    assert torch.allclose(detached[:, 3:], plain_grad[:, 3:])
-    assert torch.allclose(detached[:, :3], frozen.out.grad[:, :3])
+    gradients = [net.out.grad for net in (*nets, edm)]
+    assert torch.allclose(gradients[0][:, 3:], gradients[1][:, 3:])  # type: ignore[index]
+    assert torch.allclose(gradients[0][:, :3], gradients[2])  # type: ignore[index, arg-type]
 
 
 def test_a_likelihood_goes_with_the_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -517,7 +516,7 @@ def test_a_lost_variance_is_named_with_its_time(covariance: str, sign: float, wo
     width = {"isotropic": 3, "diagonal": 4, "full": 5}[covariance]
     out = torch.zeros(4, width, dtype=torch.float64)
     out[2, 2] = sign * 31 * (-0.5 if covariance == "full" else 1)
-    with pytest.raises(VarianceLost, match=rf"{word} to e\^-?31 .* t = 0\.3;") as found:
+    with pytest.raises(VarianceLost, match=rf"{word} to e\^-?31 .* t = 0\.3\. Train more slowly") as found:
         objective(Says(out), x0, torch.tensor([0.1, 0.2, 0.3, 0.4]), eps)
     assert found.value.t == pytest.approx(0.3)
 
@@ -560,9 +559,9 @@ def test_a_loss_space_or_weighting_beside_a_likelihood_is_refused(given: dict[st
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(UnknownName, match="covariance 'diag'.*diagonal"):
+    with pytest.raises(UnknownName, match="covariance of gaussian 'diag'.*diagonal"):
         Gaussian("x0", "diag")
-    with pytest.raises(UnknownName, match="of"):
+    with pytest.raises(UnknownName, match="of of gaussian"):
         Gaussian("x0", of="x")
     with pytest.raises(UnknownName, match="Known: .*gaussian"):
         prediction("gausian")
@@ -571,7 +570,21 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(Unsupported, match="beta"):
         Gaussian("x0", beta=2.0)
     with pytest.raises(Unsupported, match="not finite"):
-        rp.Objective(rp.RectifiedFlow(), Gaussian("x0"))(Says(torch.zeros(4, 4)), torch.zeros(4, 2), 0.0)
+        rp.Objective(rp.RectifiedFlow(), Gaussian("v"))(Says(torch.zeros(4, 4)), torch.zeros(4, 2), 0.0)
+    with pytest.raises(rp.errors.SingularTime, match=r"without bound at t = 0 .*t_range: \[0\.02, 1\].*v, velocity"):
+        rp.Objective(rp.RectifiedFlow(), Gaussian("x0"))
+    for value in ([], ["x0", "v"], 3, None):
+        with pytest.raises(rp.errors.ReparamError, match="a target is a name or a mapping.*list whole targets"):
+            Gaussian(value)  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="linear one, found gaussian"):
+        Gaussian({"name": "gaussian", "target": "x0"})  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="one of isotropic, diagonal, full.*list whole targets"):
+        Gaussian("x0", ["full", "diagonal"])  # type: ignore[arg-type]
+    for beta in (-1, None, True, "a"):
+        with pytest.raises(Unsupported, match=r"beta is a number in \[0, 1\]"):
+            Gaussian("x0", beta=beta)  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="There is none"):
+        Gaussian({"name": "eps", "t_range": [0, 0.9]})  # type: ignore[arg-type]
     with pytest.raises(rp.errors.ReparamError, match="needs target"):
         prediction({"name": "gaussian"})
     with pytest.raises(SpecError, match="does not stand for a model"):

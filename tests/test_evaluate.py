@@ -212,7 +212,7 @@ def test_several_processes_find_what_one_finds(digits, tmp_path, world):
     )
     assert done.returncode == 0, done.stderr
     card = json.loads(done.stdout)  # one object: only the first prints
-    assert card.pop("left_out").keys() == {"frechet_infinity"}
+    assert card["left_out"].keys() == {"frechet_infinity"}
     assert card == read_card(places[2])
     one = evaluate(places[0], places[1], extractor="pixels", device="cpu").card
     assert _flat(card, "value", "floor") == pytest.approx(_flat(one, "value", "floor"), rel=1e-9)
@@ -724,6 +724,26 @@ def test_drawn_samples_carry_their_model_labels_and_rule_to_the_card(run, tmp_pa
     assert values_of(cards[0]) == values_of(cards[1])
     assert "class_error" in cards[0]["metrics"]
     assert cards[0]["floor"] == {"n": 40, "reference": 1757}
+
+
+@pytest.mark.parametrize("of", ["noisy", "x0"])
+def test_a_likelihood_of_another_noisy_sample_says_why_it_has_no_calibration(tmp_path, of):
+    recipe = {
+        "data": {"name": "spiral", "dim": 2, "size": 300},
+        "network": {"name": "mlp", "hidden": 8},
+        "target": {"name": "gaussian", "target": "v", "of": of},
+        "train": {"steps": 5, "batch": 32},
+        "sample": {"n": 40, "steps": 3},
+    }
+    ((name, config),) = load_recipe(recipe).runs.items()
+    assert execute(name, config, tmp_path / name)["status"] == "finished"
+    found = evaluate(tmp_path / name, device="cpu", out=tmp_path / "card.json")
+    card, why = read_card(tmp_path / "card.json"), "the variance of x0 would be that less the noise's own"
+    assert ("calibration" in card) == (of == "x0")
+    assert (why in card.get("left_out", {}).get("calibration", "")) == (of == "noisy")
+    assert found.text().count(why) == (of == "noisy")
+    assert found.text().count("calibration of the stated variance") == (of == "x0")
+    assert found.left_out == card.get("left_out", {})
 
 
 def values_of(card):

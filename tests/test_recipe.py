@@ -34,6 +34,46 @@ def test_lists_are_swept_and_named():
     assert [c.network["widths"] for c in own.runs.values()] == [[8, 16]]
 
 
+def likelihood(kind="x0", **others):
+    return {"name": "gaussian", "target": kind, **others}
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (
+            [likelihood(covariance="full"), likelihood(), likelihood("v", covariance="isotropic"), "x0"],
+            ["x0-gaussian-full", "x0-gaussian-diagonal", "v-gaussian-isotropic", "x0"],
+        ),
+        # What two of them share, or what is so anyway, names neither.
+        (
+            [likelihood(of="x0", beta=0.5), likelihood(of="noisy", beta=0.5), likelihood("v", beta=1.0)],
+            ["x0-gaussian-diagonal", "x0-gaussian-diagonal-of_noisy", "v-gaussian-diagonal"],
+        ),
+        (
+            [likelihood(), likelihood(detach_mean=True), likelihood(t_range=[0.1, 0.5])],
+            ["x0-gaussian-diagonal", "x0-gaussian-diagonal-detach_mean", "x0-gaussian-diagonal-t_range_0.1_0.5"],
+        ),
+        (
+            [likelihood({"name": "edm", "sigma_data": 0.5}), likelihood({"name": "edm", "sigma_data": 1.5})],
+            ["edm-gaussian-diagonal-sigma_data_0.5", "edm-gaussian-diagonal-sigma_data_1.5"],
+        ),
+        ([likelihood(), likelihood()], ["x0-gaussian-diagonal", "x0-gaussian-diagonal-2"]),
+    ],
+)
+def test_likelihoods_are_named_by_what_they_are_of_and_what_differs(targets, names):
+    assert list(load_recipe({**BASE, "target": targets, "t_range": [0.1, 1]}).runs) == names
+
+
+def test_a_likelihood_alone_is_named_as_among_others():
+    assert list(load_recipe({**BASE, "target": likelihood("v", of="noisy")}).runs) == ["v-gaussian-diagonal"]
+    runs = load_recipe({**BASE, "target": [likelihood("v"), "v"], "seed": [0, 1]}).runs
+    assert list(runs) == ["v-gaussian-diagonal-seed0", "v-gaussian-diagonal-seed1", "v-seed0", "v-seed1"]
+    for broken in ({"name": "gaussian"}, likelihood(["x0", "v"]), likelihood(None)):
+        with pytest.raises(ReparamError):
+            load_recipe({**BASE, "target": broken})
+
+
 def test_a_list_that_an_argument_takes_is_one_value():
     pytest.importorskip("diffusers")
     unet = {"name": "unet", "widths": [32, 64]}

@@ -120,7 +120,21 @@ def test_maps_are_roots_on_one_scale(tmp_path):
             means = pixels.reshape(3, 8, 3, 8).mean((1, 3)).reshape(-1)
             expected = 255 * np.sqrt(maps_of(4, 9)[step, :, 0, 0] / 255 * share)
             np.testing.assert_allclose(means, expected, atol=4)  # JPEG
-    assert "the full colour 0.800" in section(page, "samples")
+    (ticks,) = re.findall('<div class="ticks">(.*?)</div>', page)
+    # A quarter of the way along the colours is a sixteenth of the deviation.
+    assert re.findall("<span>(.*?)</span>", ticks) == ["0", "0.0500", "0.200", "0.450", "0.800"]
+
+
+def test_each_data_set_has_its_scale(tmp_path):
+    for name, most in (("x0", 0.8), ("v", 0.2)):
+        make_run(tmp_path, name, kind="pictures", steps=4, count=9, shape=(8, 8, 3))
+        add(tmp_path, name, spread=maps_of(4, 9), spread_max=np.float64(most))
+    page = write(tmp_path, [make_row("x0", data="a"), make_row("v", data=NASTY)])
+    scales = re.findall('<div class="scale"><small>(.*?)</small>.*?<span>([0-9.]+)</span></div></div>', page)
+    names, tops = zip(*scales, strict=True)
+    assert names[0] == "Standard deviation of a pixel on a"
+    assert tops == ("0.800", "0.200")
+    assert page.count("<script") == page.count("</script>") == 2
 
 
 def test_maps_of_other_pictures_and_broken_ones_are_left_out(tmp_path):
@@ -172,8 +186,27 @@ def test_models_with_and_without_variances_share_a_page(tmp_path):
     make_run(tmp_path, "v")
     page = write(tmp_path, [make_row("x0"), make_row("v", target="v")])
     assert ["sure" in panel for panel in embedded(page)["strips"][0]["panels"]] == [True, False]
-    assert "Models that tell no variance" in words(page)
-    assert "pictures" not in re.search(r'<p id="sure-about" hidden>(.*?)</p>', page)[1]
+    assert "Models that state no variance of x0 are shown as before." in words(page)
+    assert "pictures" not in about(page)
+    assert 'class="scale"' not in page
+
+
+def about(page):
+    """What is told of how sure the models are."""
+    return re.search(r'<div id="sure-about"[^>]* hidden>(.*?)</div>', page)[1]
+
+
+def test_a_variance_of_another_noisy_sample_is_not_called_none(tmp_path):
+    make_run(tmp_path, "x0", spread=covariances(10, 40)[1])
+    make_run(tmp_path, "noisy")
+    noisy = {"name": "gaussian", "target": "edm", "of": "noisy"}
+    page = write(tmp_path, [make_row("x0"), make_row("noisy", target=noisy)])
+    assert "no variance of x0 are shown as before; that of edm ± diagonal is of another noisy sample." in about(page)
+
+
+def test_where_all_tell_a_variance_none_is_said_to_be_silent(tmp_path):
+    make_run(tmp_path, "x0", spread=covariances(10, 40)[1])
+    assert "shown as before" not in about(write(tmp_path, [make_row("x0")]))
 
 
 def test_maps_keep_to_their_room(tmp_path, monkeypatch):
@@ -237,7 +270,7 @@ async function visit(address, width) {
     const mx = mean(xs), my = mean(ys), of = (a, b) => mean(a.map((_, i) => a[i] * b[i]));
     const dx = xs.map((x) => x - mx), dy = ys.map((y) => y - my);
     const ends = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-    return {ends, tilt: of(dx, dy) / Math.sqrt(of(dx, dx) * of(dy, dy))};
+    return {ends, share: xs.length / c.width / c.height, tilt: of(dx, dy) / Math.sqrt(of(dx, dx) * of(dy, dy))};
   };
   const box = d.getElementById("sure"), about = d.getElementById("sure-about"), step = d.getElementById("step");
   const got = {checked: box.checked, hidden: about.hidden, label: box.labels[0].textContent.trim()};
@@ -248,11 +281,19 @@ async function visit(address, width) {
   await wait(50);
   got.ticked = box.checked;
   got.told = !about.hidden && about.getBoundingClientRect().height > 0;
+  got.moved = [step.value, step.max, d.getElementById("readout").textContent];
+  got.seen = same(shown(), last);
+  got.ticks = [...d.querySelectorAll(".scale .ticks span")].map((e) => e.textContent);
+  w.location.hash = "#step=1";
+  await wait(100);
   got.final = same(shown(), last);
   box.click();
   w.location.hash = "#step=0.4";
   await wait(100);
   const before = shown(), pixels = data(canvases[1]);
+  const context = w.CanvasRenderingContext2D.prototype, stroke = context.stroke;
+  got.strokes = 0;
+  context.stroke = function () { got.strokes += 1; stroke.call(this); };
   box.click();
   await wait(50);
   got.changed = changed(canvases[1], pixels);
@@ -312,6 +353,13 @@ def test_the_box_works_in_a_browser(tmp_path):
         assert got["there"] == [True, False, True], where  # real data and a model without variances stay
         assert all(got["back"]), where
         assert all(got["final"]), where  # samples leave no variance: here the pictures are black, as their maps
+        halfway, steps = (12, 25) if where.startswith("points") else (5, 10)
+        assert got["moved"][:2] == [str(halfway), str(steps)], where  # no longer at the end
+        assert got["moved"][2].startswith(f"step {halfway} of {steps}"), where
+        assert got["seen"][:2] == [True, False], where  # the real data stay
+        assert got["ticks"] == (["0", "0.0312", "0.125", "0.281", "0.500"] if where.startswith("pictures") else [])
+        most = {"points": 12, "one": 1}.get(where.rstrip("0123456789"), 0)
+        assert (most > 0) <= got["strokes"] <= most, where
         if where.startswith("pictures"):
             share = np.sqrt(maps_of(10, 9)[4, 0, 0, 0] / 255)
             np.testing.assert_allclose(got["middle"][1], share * np.array([255, 192, 77]), atol=5)
@@ -320,6 +368,8 @@ def test_the_box_works_in_a_browser(tmp_path):
             middle, reach = (place / half + 1) / 2, np.sqrt(covariance[[0, 2]]) / half / 2
             expected = [middle[0] - reach[0], middle[0] + reach[0], middle[1] - reach[1], middle[1] + reach[1]]
             np.testing.assert_allclose(got["changed"]["ends"], expected, atol=0.02, err_msg=where)
+            area = np.pi / 4 * np.sqrt(covariance[0] * covariance[2] - covariance[1] ** 2) / half**2
+            assert got["changed"]["share"] < 0.5 * area  # outlines only
             correlation = covariance[1] / np.sqrt(covariance[0] * covariance[2])
             assert got["changed"]["tilt"] == pytest.approx(correlation, abs=0.1)
 

@@ -1,7 +1,9 @@
 """Studies from end to end, as a user runs them: a process, a folder, an exit code."""
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from torch import nn
 import reparam as rp
 from reparam.cli import main
 from reparam.errors import Conflict, DataError, NetworkError
+from reparam.studies.sampling import sample_run
 
 SMALL = [
     "data.dim=[2, 5]",
@@ -387,6 +390,118 @@ def test_estimate_and_lists(capsys):
     assert "it would take about" in capsys.readouterr().out
     assert main(["study"]) == 0
     assert "spiral" in capsys.readouterr().out
+
+
+def likelihood(kind, **others):
+    return {"name": "gaussian", "target": kind, **others}
+
+
+@pytest.fixture(scope="module")
+def likelihoods(tmp_path_factory):
+    """A small study of several likelihoods, and what it said."""
+    recipe = {
+        "name": "likelihoods",
+        "data": "digits",
+        "network": {"name": "mlp", "hidden": 16},
+        "target": [
+            likelihood("v", covariance="full"),
+            likelihood("v", covariance="full", of="noisy"),
+            likelihood("edm", sigma_data=0.5),
+            likelihood("edm", sigma_data=1.5),
+            "v",
+        ],
+        "train": {"steps": 20, "batch": 64},
+        "sample": {"n": 50, "steps": 4},
+        "metrics": ["frechet_distance"],
+    }
+    lines = []
+    out = tmp_path_factory.mktemp("study") / "l"
+    return rp.study(recipe, data=normal(400, 2), out=out, device="cpu", say=lines.append), lines
+
+
+def test_likelihoods_are_told_apart_in_folders_lines_and_table(likelihoods):
+    done, lines = likelihoods
+    runs = {
+        "v-gaussian-full": "v ± full",
+        "v-gaussian-full-of_noisy": "v ± full, of noisy",
+        "edm-gaussian-diagonal-sigma_data_0.5": "edm ± diagonal, sigma_data 0.5",
+        "edm-gaussian-diagonal-sigma_data_1.5": "edm ± diagonal, sigma_data 1.5",
+        "v": "v",
+    }
+    assert {path.name for path in done.out.iterdir() if path.is_dir()} == set(runs)
+    told = {re.match(r" *\[.*?\] (\S+): ", line)[1] for line in lines if re.match(r" *\[\d/5", line)}
+    assert told == set(runs)
+    names = [re.split(r"  +", line)[1] for line in done.table().splitlines()[3:]]
+    assert sorted(names) == sorted(runs.values())
+    page = html.unescape(done.report.read_text())
+    assert all(name in page for name in names)
+
+
+def test_a_line_on_a_run_says_how_honest_its_variance_is(likelihoods):
+    done, lines = likelihoods
+    for row in done.rows:
+        (line,) = (line for line in lines if f"] {row['run']}: " in line)
+        if row["run"] in ("v", "v-gaussian-full-of_noisy"):
+            assert row["calibration"] is None
+            assert "z²" not in line
+            continue
+        total = row["calibration"]["total"]
+        z2, error, wrong, chance, nll = map(
+            float,
+            re.search(
+                r"z² (\S+) ± (\S+), calibration error (\S+) \(by chance (\S+)\), −log q (\S+) nats an element", line
+            ).groups(),
+        )
+        found = [total["z2"]["value"], total["z2"]["error"], total["calibration_error"], total["calibration_floor"]]
+        assert [z2, error, wrong, chance, nll] == pytest.approx([*found, total["nll"]["value"]], rel=5.1e-3)
+
+
+def test_several_runs_of_one_target_are_told_apart_as_on_the_page(tmp_path):
+    targets = ["v", {"name": "v", "t_range": [0.1, 0.9]}, "x0"]
+    recipe = {**OWN, "target": targets, "metrics": ["frechet_distance"]}
+    done = rp.study(recipe, data=normal(100, 3), out=tmp_path / "v", device="cpu", say=lambda _: None)
+    names = [re.split(r"  +", line)[1] for line in done.table().splitlines()[3:]]
+    assert sorted(names) == ["v, t_range [0, 1]", "v, t_range [0.1, 0.9]", "x0"]
+    assert {path.name for path in done.out.iterdir() if path.is_dir()} == {"v", "v-2", "x0"}
+
+
+def test_a_likelihood_that_diverges_at_once_is_listed(tmp_path):
+    recipe = {
+        **OWN,
+        "target": [likelihood("v", covariance="full"), "v"],
+        "train": {"steps": 60, "batch": 512, "lr": 3.0},
+    }
+    done = rp.study(recipe, data=normal(400, 2), out=tmp_path / "d", device="cpu", say=lambda _: None)
+    rows = {row["run"]: row for row in done.rows}
+    row = rows["v-gaussian-full"]
+    assert row["status"] == "diverged"
+    assert int(re.search(r"variance \w+ to e.* at step (\d+)", row["reason"])[1]) <= 6  # the probe's steps
+    assert "diverged" in done.table()
+    assert not done.failed
+
+
+def test_a_training_that_diverges_in_its_first_step_has_an_estimate(tmp_path):
+    class Lost(Plain):
+        def forward(self, x, time):
+            return super().forward(x, time) * float("nan")
+
+    lines = []
+    done = rp.study(OWN, data=normal(100, 3), network=Lost, out=tmp_path / "n", device="cpu", say=lines.append)
+    assert any("the whole takes about" in line for line in lines)
+    assert [row["status"] for row in done.rows] == ["diverged"] * 2
+    assert all("the loss became nan at step 1" in row["reason"] for row in done.rows)
+
+
+def test_files_of_samples_are_named_after_what_was_asked_for(likelihoods):
+    folder = likelihoods[0].out / "v"
+
+    def name(**asked):
+        return sample_run(folder, 4, device="cpu", **asked)[0].name
+
+    sampler, grid = {"name": "ddim", "eta": 0.5}, {"name": "shifted", "shift": 3}
+    assert name(sampler=sampler, steps=3, grid=grid) == "samples-4-seed0-ddim_eta=0.5-steps3-gridshifted_shift=3.npz"
+    assert name(sampler="heun", steps=3, grid="linear", seed=2) == "samples-4-seed2-heun-steps3-gridlinear.npz"
+    assert name() == "samples-4-seed0.npz"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

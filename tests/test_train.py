@@ -269,6 +269,19 @@ def test_in_a_log_a_line_now_and_then_says_how_far_it_is(tmp_path, capsys, monke
     assert all(float(rate) > 1 for _, _, rate in lines)
 
 
+def test_a_confidence_that_is_added_ends_with_how_honest_it_is(tmp_path, capsys):
+    recipe = written(tmp_path, target="v", weighting=None)
+    asked = ["--tracker", "none", "--device", "cpu"]
+    assert main(["train", str(recipe), "--out", str(tmp_path / "base"), *asked]) == 0
+    assert "z²" not in capsys.readouterr().out
+    assert main(["train", "--add-confidence", str(tmp_path / "base"), "--out", str(tmp_path / "sure"), *asked]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("v-gaussian-diagonal: "))
+    total = json.loads((tmp_path / "sure" / "result.json").read_text())["calibration"]["total"]
+    told = re.search(r"finished: .*, z² (\S+) ± \S+, calibration error (\S+) \(.*\), −log q (\S+) nats", line).groups()
+    found = [total["z2"]["value"], total["calibration_error"], total["nll"]["value"]]
+    assert [float(x) for x in told] == pytest.approx(found, rel=5.1e-3)
+
+
 def test_the_estimate_counts_operations_and_does_nothing(tmp_path, capsys):
     recipe = written(tmp_path, network={"name": "mlp", "hidden": 64, "layers": 3}, target="x0", weighting=None)
     assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--estimate"]) == 0

@@ -57,12 +57,15 @@ class VarianceLost(RuntimeError):
     """A learned variance collapsed or exploded. Not a user's error: a result.
 
     Attributes:
-        t: the time of the sample where it did.
+        what: what happened. t: the time of the sample where it did. advice: what may help.
     """
 
-    def __init__(self, what: str, t: float) -> None:
-        super().__init__(what)
-        self.t = t
+    def __init__(self, what: str, t: float, advice: str) -> None:
+        super().__init__(f"{what}, for a sample at t = {t:.3g}. {advice}")
+        self.what, self.t, self.advice = what, t, advice
+
+    def __reduce__(self) -> tuple[type[VarianceLost], tuple[str, float, str]]:
+        return VarianceLost, (self.what, self.t, self.advice)
 
 
 class _Level(NamedTuple):
@@ -85,11 +88,12 @@ class Gaussian:
             likelihood of another noisy sample of the same data (the published reading).
         sigma_data: σ_d, the standard deviation of data whose posterior variance is G = 0; that of the
             target where it has one (edm), else 0.5.
-        beta: multiplies each loss by its own variance over c² to this power, e^{βG}, as a constant: 0 is the
-            likelihood, 1 weighs the mean's error as EDM does. β-NLL multiplies by the variance itself, which would
-            also take the weight from low noise.
-        detach_mean: the mean learns from EDM's weighting of its error alone and the variance from the
-            likelihood around it.
+        beta: multiplies each loss by its own variance over c² to this power, e^{βG}, as a constant (of a full
+            covariance, by D/‖S‖²). 0 is the likelihood; at 1 what was predicted of the variance no longer weighs the
+            mean's error, which for "x0" counts as in EDM's loss (with a full covariance in the mean over
+            directions), for "noisy" r times that. β-NLL multiplies by the variance itself, which would also take
+            the weight from low noise.
+        detach_mean: the mean learns from EDM's loss alone, and the variance from the likelihood around it.
 
     Raises:
         UnknownName: if a name is not known.
@@ -105,19 +109,24 @@ class Gaussian:
     detach_mean: bool = False
 
     def __post_init__(self) -> None:
+        if "gaussian" in (self.target, self.target.get("name") if isinstance(self.target, dict) else None):
+            raise Unsupported("gaussian: its target is what the mean is predicted as, a linear one, found gaussian.")
         object.__setattr__(self, "target", target(self.target))
-        if self.covariance not in COVARIANCES:
-            raise unknown("covariance", self.covariance, COVARIANCES)
-        if self.of not in READINGS:
-            raise unknown("reading of a likelihood (of)", self.of, READINGS)
+        for name, known in (("covariance", COVARIANCES), ("of", READINGS)):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise Unsupported(
+                    f"gaussian: {name} is one of {', '.join(known)}, found {value!r}. To compare several, list whole "
+                    "targets: target: [{name: gaussian, …}, {name: gaussian, …}]."
+                )
+            if value not in known:
+                raise unknown(f"{name} of gaussian", value, known)
         if self.sigma_data is None:
             object.__setattr__(self, "sigma_data", float(getattr(self.target, "sigma_data", 0.5)))
-        for name, least in (("sigma_data", 0), ("beta", -1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < math.inf:
-                raise Unsupported(f"gaussian: {name} must be a positive number, found {value!r}.")
-        if not 0 <= self.beta <= 1:
-            raise Unsupported(f"gaussian: beta lies in [0, 1], found {self.beta!r}.")
+        if not (_number(self.sigma_data) and 0 < self.sigma_data < math.inf):  # type: ignore[operator]
+            raise Unsupported(f"gaussian: sigma_data must be a positive number, found {self.sigma_data!r}.")
+        if not (_number(self.beta) and 0 <= self.beta <= 1):
+            raise Unsupported(f"gaussian: beta is a number in [0, 1], found {self.beta!r}.")
         if not isinstance(self.detach_mean, bool):
             raise Unsupported(f"gaussian: detach_mean is true or false, found {self.detach_mean!r}.")
 
@@ -136,6 +145,17 @@ class Gaussian:
         """The likelihood as plain data, from which :func:`prediction` builds it again."""
         names = ("covariance", "of", "sigma_data", "beta", "detach_mean")
         return {"name": self.name, "target": self.target.config(), **{k: getattr(self, k) for k in names}}
+
+    def singular_times(self, schedule: Schedule, t_range: tuple[float, float], kind: Target) -> list[float]:
+        """The times, of the ends and a grid between, at which an error of ``kind`` counts without bound: k is infinite.
+
+        For x0 that is where there is no noise: no network can state it as exactly as it would have to.
+        """
+        t = torch.linspace(*t_range, 257, dtype=torch.float64)
+        t[-1] = t_range[1]
+        k = self.space.on_prediction(t, schedule, kind)
+        lost = ~k.isfinite()
+        return t[lost.reshape(len(t), -1).any(1) if lost.ndim > 1 else lost].tolist()
 
     def check(self, schedule: Schedule) -> None:
         """Refuses a schedule under which there is no such likelihood.
@@ -215,13 +235,12 @@ class Gaussian:
         fixed = e.detach() if self.detach_mean else e
         r, log_var = like(at.r, e), like(at.log_var, e)
         found = self._full(rest, fixed, r, spread) if self.covariance == "full" else self._apart(rest, fixed, r, spread)
-        each, log_ratio = found
+        each, log_ratio, scale = found
         each = (each + log_var + math.log(2 * math.pi)) / 2
         if self.beta:
-            ratio = log_ratio.mean(1, keepdim=True) if self.covariance == "full" else log_ratio
-            each = each * (ratio * self.beta).exp().detach()
+            each = each * (self.beta * scale.detach()).exp()
         if self.detach_mean:  # of value zero: only its gradient counts
-            each = each + r * (e.square() - fixed.square()) / 2
+            each = each + (e.square() - fixed.square()) / 2
         lost = _lost(log_ratio, t)
         loss = each.expand_as(e).flatten(1).mean(1)
         return loss if lost is None else loss.masked_fill(lost, math.inf)
@@ -233,25 +252,27 @@ class Gaussian:
         found = (alpha.square() * known**2 + sigma.square()) / (alpha.square() * s.square() + sigma.square())
         return torch.where(s > 0, s.square() / known**2 * found, 0.0)
 
-    def _apart(self, rest: Tensor, e: Tensor, r: Tensor, spread: Tensor | float) -> tuple[Tensor, Tensor]:
-        """G + e^{−G}(1 − r + r(e² + v)) by element, and G."""
+    def _apart(self, rest: Tensor, e: Tensor, r: Tensor, spread: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """G + e^{−G}(1 − r + r(e² + v)) by element; and G, twice."""
         log_ratio = rest if self.covariance == "diagonal" else _one_a_sample(rest)
-        return log_ratio + (-log_ratio).exp() * (1 - r + r * (e.square() + spread)), log_ratio
+        return log_ratio + (-log_ratio).exp() * (1 - r + r * (e.square() + spread)), log_ratio, log_ratio
 
-    def _full(self, rest: Tensor, e: Tensor, r: Tensor, spread: Tensor | float) -> tuple[Tensor, Tensor]:
-        """What a full covariance adds, [B, 1], to be taken for each element; and minus twice the logarithm of S's
-        diagonal. S itself is not made."""
+    def _full(self, rest: Tensor, e: Tensor, r: Tensor, spread: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """What a full covariance adds, [B, 1], to be taken for each element; minus twice the logarithm of S's
+        diagonal; and log D/‖S‖², where beta asks for it. S itself is not made."""
         size = e.shape[1]
         log_diagonal, below = rest[:, :size], rest[:, size:]
         diagonal = log_diagonal.exp()
         rows, columns = torch.tril_indices(size, size, -1, device=e.device)
         along = (diagonal * e).index_add(1, columns, below * e.index_select(1, rows))  # Sᵀe
         quadratic = r * along.square().mean(1, keepdim=True)
-        if self.of == "noisy" or isinstance(spread, Tensor):
+        log_ratio = -2 * log_diagonal
+        scale = log_ratio
+        if self.of == "noisy" or isinstance(spread, Tensor) or self.beta:
             squared = diagonal.square().index_add(1, rows, below.square())  # ‖S‖², row by row
             quadratic = quadratic + (squared * (1 - r + r * spread)).mean(1, keepdim=True)
-        log_ratio = -2 * log_diagonal
-        return log_ratio.mean(1, keepdim=True) + quadratic, log_ratio
+            scale = -squared.mean(1, keepdim=True).log()
+        return log_ratio.mean(1, keepdim=True) + quadratic, log_ratio, scale
 
     def _refuse_infinite(self, at: _Level, t: Tensor) -> None:
         good = at.k.isfinite() & at.log_var.isfinite() if at.k.shape == at.log_var.shape else at.k.isfinite()
@@ -309,11 +330,16 @@ def _lost(log_ratio: Tensor, t: Tensor) -> Tensor | None:
     at = float(t.expand(len(flat))[sample])
     what = "collapsed" if collapsed else "exploded"
     raise VarianceLost(
-        f"the learned variance {what} to e^{float(low if collapsed else high):.0f} times that of Gaussian data at "
-        f"t = {at:.3g}; train more slowly (train.lr), clip gradients (train.clip), or use gaussian's beta or "
-        "detach_mean",
+        f"the learned variance {what} to e^{float(low if collapsed else high):.0f} times that of Gaussian data",
         at,
+        "Train more slowly (train.lr), clip gradients (train.clip), use gaussian's beta or detach_mean; if it was in "
+        "the first steps, look at what the network makes of its time (a plain one may answer steps of 0 to 999 with "
+        "numbers as large: time: t).",
     )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def prediction(which: str | dict[str, Any] | Target | Gaussian) -> Target | Gaussian:

@@ -184,13 +184,13 @@ class Conventions:
                 f"a network that predicts {self.target.name} cannot be turned into x0 at "
                 f"t = {', '.join(f'{t:g}' for t in singular[:4])} under {self.schedule}, inside "
                 f"t_range = [{low:g}, {high:g}]. Leave that time out, for example t_range: "
-                f"{_suggest(low, high, singular)}, or predict x0, v or velocity instead."
+                f"{suggested(low, high, singular)}, or predict x0, v or velocity instead."
             )
 
         if self.time != "step" and not bool(self.network_time(as_time(high)).isfinite()):
             raise SingularTime(
                 f"time={self.time!r} is infinite at t = {high:g} under {self.schedule}; end t_range before it, for "
-                f"example {_suggest(low, high, [high])}, or give the network its time as 't'."
+                f"example {suggested(low, high, [high])}, or give the network its time as 't'."
             )
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -270,7 +270,8 @@ class _Entry(NamedTuple):
     b: float
 
 
-def _suggest(low: float, high: float, singular: list[float]) -> str:
+def suggested(low: float, high: float, singular: list[float]) -> str:
+    """The range without its singular times, for a message."""
     if singular == [high]:
         return f"[{low:g}, {high - 0.02 * (high - low):g}]"
     if singular == [low]:

@@ -65,4 +65,6 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownName:
     known = sorted(known)
     close = nearest(str(name), known)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return UnknownName(f"unknown {kind} {str(name)!r}.{hint} Known: {', '.join(known)}.")
+    return UnknownName(
+        f"unknown {kind} {str(name)!r}.{hint} " + (f"Known: {', '.join(known)}." if known else "There is none.")
+    )

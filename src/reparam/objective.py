@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import times as noise_levels
 from . import weightings
 from .confidence import Gaussian
-from .denoiser import Conventions, Denoiser
+from .denoiser import Conventions, Denoiser, suggested
 from .errors import Conflict, ReparamError, SingularTime
 from .schedules import DDPM, Schedule, Time, as_time, like
 from .targets import KTarget, Target
@@ -74,10 +74,12 @@ class Objective(nn.Module):
             given = f"loss_space ({loss_space})" if weighting is None else f"weighting ({weighting})"
             raise Conflict(
                 f"found {given} beside a Gaussian likelihood, which is the loss itself: the predicted variance weighs "
-                "the errors. Remove it, or predict the target alone."
+                "the errors. Remove it (of a recipe's own: --set loss_space=null --set weighting=null), or predict the "
+                "target alone."
             )
         self.loss_space = None if loss_space is None else weightings.space(loss_space)
         chosen = None if weighting is None else weightings.weighting(weighting)
+        self._refuse_boundless()
         self._learn(alone=self.loss_space is None and chosen is None and self.likelihood is None)
         self._drawn = noise_levels.times(times)
         self.times = self._drawn.on(self.schedule).within(*self.conventions.t_range)
@@ -95,6 +97,19 @@ class Objective(nn.Module):
                 f"weighting {self.weighting.config()} is 0 on an error in {self.target.name} at the last step, t = "
                 f"{high:g}, so that step is never trained, and sampling starts there. Floor it, for example weighting: "
                 "{name: floored, base: …, floor: 0.01}, or end t_range before it."
+            )
+
+    def _refuse_boundless(self) -> None:
+        """Under a likelihood the target must be able to say x0 as exactly as the noise lets it be known."""
+        c = self.conventions
+        singular = [] if c.likelihood is None else c.likelihood.singular_times(c.schedule, c.t_range, c.target)
+        if singular:
+            low, high = c.t_range
+            raise SingularTime(
+                f"the likelihood of a prediction of {c.target.name} counts its error without bound at "
+                f"t = {', '.join(f'{t:g}' for t in singular[:4])} under {c.schedule}, inside t_range = [{low:g}, "
+                f"{high:g}]. Leave that time out, for example t_range: {suggested(low, high, singular)}, or "
+                "predict v, velocity or edm instead, whose errors in x0 vanish with the noise."
             )
 
     def _learn(self, alone: bool) -> None:

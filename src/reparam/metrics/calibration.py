@@ -36,6 +36,10 @@ _LEAST, _MOST, _NUMBERS = 256, 2048, 2**17
 #: What is measured of every sample, before the shares of its elements that each interval of _ALL covers.
 _FIRST = ("z2", "nll", "var", "mse")
 _EXACT = ("exact_nll", "gaussian_nll")
+#: Up to so many times its median a z² counts in full for the lower end of an interval.
+_TAIL = 100.0
+#: Why a likelihood of another noisy sample tells no variance of x0.
+LOST = "the variance of x0 would be that less the noise's own, which is lost to rounding at high noise"
 
 
 class Measured(NamedTuple):
@@ -53,7 +57,9 @@ class Reliability:
         n: of how many samples.
         z2: the mean of z²; 1 where the variance is honest.
         z2_interval: of 95 % for all noise bins together (Bonferroni), and of that mean's own for the total. Rare large
-            z², as of a posterior with several modes, make an interval reach further up than down.
+            z², as of a posterior with several modes, make an interval reach further up than down. Its lower end holds
+            however heavy the tail is; its upper end knows of none but the z² that were seen.
+        z2_median: half of the samples have a mean z² below this. Far below ``z2`` where few samples make up the mean.
         coverage: the share of whitened elements inside each central interval of the unit normal, by its nominal share.
         calibration_error: the mean of |share − nominal share| over the nominal shares 5 %, 10 %, … 95 %.
         calibration_floor: what an honest model would get of as many samples, by chance alone.
@@ -66,6 +72,7 @@ class Reliability:
     n: int
     z2: Measured
     z2_interval: tuple[float, float]
+    z2_median: float
     coverage: dict[float, Measured]
     calibration_error: float
     calibration_floor: float
@@ -85,6 +92,7 @@ class Reliability:
         return {
             **found,
             "z2_interval": list(self.z2_interval),
+            "z2_median": self.z2_median,
             "calibration_error": self.calibration_error,
             "calibration_floor": self.calibration_floor,
         }
@@ -189,7 +197,8 @@ def calibration(
     names = [*_FIRST, *_ALL, *(_EXACT if exact is not None else ())]
     count = len(bounds) - 1
     bins = [_reliability(names, each[which == k], 1 - 0.05 / count) for k in range(count)]
-    return Calibration([float(e) for e in edges], math.prod(x0.shape[1:]), bins, _total(bins))
+    total = _total(bins, [each[which == k, 0] for k in range(count)])
+    return Calibration([float(e) for e in edges], math.prod(x0.shape[1:]), bins, total)
 
 
 def _bins(t: Tensor, edges: Tensor) -> Tensor:
@@ -265,10 +274,7 @@ def _no_variance(denoiser: Denoiser) -> str:
     if likelihood is None:
         found = f"this model predicts {kind} and states no variance, so there is nothing to calibrate."
     else:
-        found = (
-            f"the likelihood of this model is of another noisy sample (of={likelihood.of!r}); the variance of x0 would "
-            "be that less the noise's own, which is lost to rounding at high noise."
-        )
+        found = f"the likelihood of this model is of another noisy sample (of={likelihood.of!r}); {LOST}."
     return f"{found} Train it with target: {{name: gaussian, target: {kind}, of: x0}}."
 
 
@@ -296,19 +302,32 @@ def _likelihoods(exact: Mixture, x0: Tensor, x_t: Tensor, t: Tensor, schedule: S
 
 def _reliability(names: Sequence[Any], each: Tensor, level: float) -> Reliability:
     """The means of samples alike in noise: ``each`` of shape [n, len(names)]; ``level`` that of the interval."""
-    n = len(each)
+    n, z2 = len(each), each[:, names.index("z2")]
     values, errors = each.mean(0).tolist(), (each.std(0) / math.sqrt(n)).tolist()
     found: dict[Any, Any] = {name: Measured(*pair) for name, *pair in zip(names, values, errors, strict=True)}
     rest: dict[str, Any] = {name: found.get(name) for name in (*_FIRST, *_EXACT)}
     return Reliability(
         n=n,
-        z2_interval=skewed_interval(each[:, names.index("z2")], level),
+        z2_interval=_interval(z2, level),
+        z2_median=float(z2.median()),
         coverage={p: found[p] for p in COVERAGES},
         calibration_error=math.fsum(abs(found[p].value - p) for p in LEVELS) / len(LEVELS),
         # |N(0, s²)| is s √(2/π) in the mean.
         calibration_floor=math.sqrt(2 / math.pi) * math.fsum(found[p].error for p in LEVELS) / len(LEVELS),
         **rest,
     )
+
+
+def _interval(z2: Tensor, level: float) -> tuple[float, float]:
+    """An interval for the mean of z², which is not negative and may be made of a few samples.
+
+    min(z², c) has no heavy tail, and no mean above that of z²: its lower end is one of z², if not the narrowest.
+    """
+    return max(0.0, skewed_interval(_without_tail(z2), level)[0]), skewed_interval(z2, level)[1]
+
+
+def _without_tail(z2: Tensor) -> Tensor:
+    return z2.clamp(max=_TAIL * float(z2.median()))
 
 
 def skewed_interval(values: Tensor, level: float) -> tuple[float, float]:
@@ -342,8 +361,11 @@ def skewed_interval(values: Tensor, level: float) -> tuple[float, float]:
     return mean - std * inverse(far), mean - std * inverse(-far)
 
 
-def _total(bins: Sequence[Reliability]) -> Reliability:
-    """Over all bins. They are fixed in number, so what sets them apart adds nothing to a standard error."""
+def _total(bins: Sequence[Reliability], z2s: Sequence[Tensor]) -> Reliability:
+    """Over all bins, with the z² of their samples.
+
+    Bins are fixed in number, so what sets them apart adds nothing to a standard error.
+    """
     n = sum(found.n for found in bins)
 
     def pooled(parts: Sequence[Measured | None]) -> Any:
@@ -353,9 +375,11 @@ def _total(bins: Sequence[Reliability]) -> Reliability:
         return Measured(math.fsum(w * m.value for w, m in known), math.hypot(*(w * m.error for w, m in known)))
 
     z2, far = pooled([found.z2 for found in bins]), NormalDist().inv_cdf(0.975)
+    least = pooled([Measured(float(v.mean()), float(v.std()) / math.sqrt(len(v))) for v in map(_without_tail, z2s)])
     return Reliability(
         n=n,
-        z2_interval=(z2.value - far * z2.error, z2.value + far * z2.error),
+        z2_interval=(max(0.0, least.value - far * least.error), z2.value + far * z2.error),
+        z2_median=float(torch.cat(list(z2s)).median()),
         coverage={p: pooled([found.coverage[p] for found in bins]) for p in COVERAGES},
         calibration_error=math.fsum(found.n / n * found.calibration_error for found in bins),
         calibration_floor=math.fsum(found.n / n * found.calibration_floor for found in bins),

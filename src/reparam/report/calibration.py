@@ -7,8 +7,10 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
+from ..metrics.calibration import LOST
 from . import plots
 from .charts import CUT, Line, line_chart
 from .curves import grid, legend
@@ -17,6 +19,13 @@ from .rows import Entry, Study
 
 #: Up to so far from 1 a mean z² is called honest, however surely it is not 1.
 _NEAR = 0.1
+#: Above this a mean z² is named even where it may be chance.
+_FAR = 2.0
+#: A 99 % interval that surely holds less than this is too narrow. Posteriors of several modes whose variance is
+#: honest may come near it: they are no Gaussians.
+_WIDEST, _TOO_FEW = "0.99", 0.95
+#: A mean z² more than so many times the median of its samples is told with that.
+_FAR_APART = 4.0
 _NLL = {"nll": "−log q", "gaussian_nll": "of the best Gaussian", "exact_nll": "of the truth"}
 
 _ON_COVERAGE = (
@@ -77,33 +86,64 @@ def _mean(found: Sequence[Any]) -> Any:
     """
     first = found[0]
     if isinstance(first, dict):
-        return {key: _mean([one[key] for one in found]) for key in first}
+        return {key: _mean([one[key] for one in found]) for key in first if all(key in one for one in found)}
     if isinstance(first, list):
         return [_mean(list(parts)) for parts in zip(*found, strict=True)]
     return None if any(one is None for one in found) else statistics.fmean(found)
 
 
+def of_another(entry: Entry) -> str | None:
+    """Of what else than x0 an entry's likelihood is; None where it is of x0, or there is none."""
+    target = entry.shown.get("target")
+    if not isinstance(target, dict) or target.get("name") != "gaussian":
+        return None
+    of = str(target.get("of", "x0"))
+    return None if of == "x0" else of
+
+
 def calibration_section(study: Study) -> str:
-    """The section "Calibration"; empty where no model states a variance (HTML)."""
+    """The section "Calibration"; empty where no model has a likelihood (HTML)."""
     groups = {data: [j for e in entries if (j := _judged(e)) is not None] for data, entries in study.groups.items()}
     groups = {data: judged for data, judged in groups.items() if judged}
+    several = len(study.groups) > 1
+    told = [_sentence(j, several) for judged in groups.values() for j in judged]
+    told += [_left_out(e, several) for e in study.entries if e.finished and of_another(e) and _judged(e) is None]
+    if not told:
+        return ""
+    words = "".join(f"<li>{sentence}</li>" for sentence in told)
+    return (
+        '<section><h2 id="calibration">Calibration</h2>'
+        "<p>Whether the variance that a model states beside its mean is as large as its error, on held-out data. z² is "
+        "the squared error over that variance, in the mean: 1 (dotted) where the model is honest; above, it says less "
+        f'than its error; below, more.</p><ul class="words">{words}</ul>{_found(study, groups)}</section>'
+    )
+
+
+def _found(study: Study, groups: dict[str, list[_Judged]]) -> str:
+    """Charts and tables of what was found on each data set (HTML)."""
     if not groups:
         return ""
-    several = len(study.groups) > 1
-    told = "".join(f"<li>{_sentence(j, several)}</li>" for judged in groups.values() for j in judged)
     lines = [j.line() for judged in groups.values() for j in judged]
     figures = [_chart(data, [j.line() for j in judged]) for data, judged in groups.items()]
     coverage = "".join(_by_entry(data, judged) for data, judged in groups.items())
     likelihoods = "".join(_likelihoods(data, part) for data, judged in groups.items() for part in _alike(judged))
     numbers = "".join(_by_level(j) for judged in groups.values() for j in judged)
     return (
-        '<section><h2 id="calibration">Calibration</h2>'
-        "<p>Whether the variance that a model states beside its mean is as large as its error, on held-out data. z² is "
-        "the squared error over that variance, in the mean: 1 (dotted) where the model is honest; above, it says less "
-        "than its error; below, more.</p>"
-        f'<ul class="words">{told}</ul>{legend(study, lines)}{grid(figures)}'
-        f"{_part(_ON_COVERAGE, coverage)}{_part(_ON_LIKELIHOODS, likelihoods)}"
-        f"<details><summary>All by noise level, as numbers</summary>{numbers}</details></section>"
+        f"{legend(study, lines)}{grid(figures)}{_part(_ON_COVERAGE, coverage)}{_part(_ON_LIKELIHOODS, likelihoods)}"
+        f"<details><summary>All by noise level, as numbers</summary>{numbers}</details>"
+    )
+
+
+def _named(entry: Entry, several: bool) -> str:
+    return f"<b>{escape(entry.label)}</b>" + (f" on {escape(entry.data)}" if several else "")
+
+
+def _left_out(entry: Entry, several: bool) -> str:
+    """Why an entry with a likelihood is not judged (HTML)."""
+    of = escape(of_another(entry))
+    return (
+        f"{_named(entry, several)}: not judged, for it states no variance of x0: its likelihood is of another noisy "
+        f"sample (of: {of}); {LOST}. With of: x0 it is judged."
     )
 
 
@@ -113,22 +153,52 @@ def _part(words: str, tables: str) -> str:
 
 def _sentence(judged: _Judged, several: bool) -> str:
     """At which noise levels a model is too sure of itself or too careful (HTML)."""
-    z2 = _values(judged.bins, "z2")
+    z2, edges = _values(judged.bins, "z2"), judged.edges
     spans = [one["z2_interval"] for one in judged.bins]
-    less = [low > 1 and value > 1 + _NEAR for value, (low, _) in zip(z2, spans, strict=True)]
+    beyond = [low > 1 and value > 1 + _NEAR for value, (low, _) in zip(z2, spans, strict=True)]
+    narrow = _too_narrow(judged)
+    less = [a or b for a, b in zip(beyond, narrow, strict=True)]
     more = [high < 1 and value < 1 - _NEAR for value, (_, high) in zip(z2, spans, strict=True)]
+    unsure = [value > _FAR and not one for value, one in zip(z2, less, strict=True)]
     parts = []
     if any(less):
-        worst = number(max(z2))
-        parts.append(f"says less than its error (overconfident) {_where(less, judged.edges)}, z² up to {worst}")
+        words = f"says less than its error (overconfident) {_where(less, edges)}"
+        words += f", {_largest(judged, beyond)}" if any(beyond) else ""
+        parts.append(words + (f", and {_held(judged, narrow)}" if any(narrow) else ""))
     if any(more):
         worst = number(min(z2))
-        parts.append(f"says more than its error (underconfident) {_where(more, judged.edges)}, z² down to {worst}")
+        parts.append(f"says more than its error (underconfident) {_where(more, edges)}, z² down to {worst}")
+    if any(unsure):
+        parts.append(f"may be overconfident {_where(unsure, edges)}, {_largest(judged, unsure)}, or so by chance")
     if not parts:
         span = f"{number(min(z2))} to {number(max(z2))}"
         parts.append(f"as far as can be told honest at every noise level, z² from {span}")
-    data = f" on {escape(judged.entry.data)}" if several else ""
-    return f"<b>{escape(judged.entry.label)}</b>{data}: {'; '.join(parts)}."
+    return f"{_named(judged.entry, several)}: {'; '.join(parts)}."
+
+
+def _too_narrow(judged: _Judged) -> list[bool]:
+    """In which bins the widest interval surely holds too few (95 % for all bins together)."""
+    far = NormalDist().inv_cdf(1 - 0.025 / len(judged.bins))
+    held = [one["coverage"].get(_WIDEST) for one in judged.bins]
+    return [one is not None and one["value"] + far * one["error"] < _TOO_FEW for one in held]
+
+
+def _largest(judged: _Judged, among: Sequence[bool]) -> str:
+    """The largest mean z² of some bins, with the median of its samples where that is far less."""
+    worst = max(itertools.compress(judged.bins, among), key=lambda one: one["z2"]["value"])
+    value, median = worst["z2"]["value"], worst.get("z2_median")
+    words = f"z² up to {number(value)}"
+    if median is not None and value > _FAR_APART * median:
+        words += f" in the mean (below {number(median)} for half of the samples)"
+    return words
+
+
+def _held(judged: _Judged, among: Sequence[bool]) -> str:
+    """The least that the widest interval holds in some bins."""
+    held = (one["coverage"][_WIDEST] for one in itertools.compress(judged.bins, among))
+    worst = min(held, key=lambda one: one["value"])
+    share = f"{100 * worst['value']:.1f} ± {100 * worst['error']:.1f} %"
+    return f"as little as {share} inside its {100 * float(_WIDEST):g} % interval"
 
 
 def _where(which: Sequence[bool], edges: Sequence[float]) -> str:
@@ -152,7 +222,7 @@ def _chart(data: str, lines: Sequence[Line]) -> str:
     label = f"Squared error over stated variance by noise level on {data}: {', '.join(line.label for line in drawn)}"
     picture = line_chart(drawn, label=label, x_words="noise level t", x_end=1.0, ends=("data", "noise"), markers=10)
     beyond = [f"{escape(line.label)} goes up to {number(max(line.y))}" for line in drawn if max(line.y) > CUT]
-    note = f"<small>{', '.join(beyond)}</small>" if beyond else ""
+    note = f" <small>{', '.join(beyond)}</small>" if beyond else ""
     return f'<figure class="chart"><figcaption><b>{escape(data)}</b> z²{note}</figcaption>{picture}</figure>'
 
 
@@ -160,6 +230,17 @@ def _with_error(measured: dict[str, float], percent: bool = False) -> str:
     if percent:
         return f"{100 * measured['value']:.1f} %<small>± {100 * measured['error']:.1f}</small>"
     return f"{number(measured['value'])}<small>± {number(measured['error'])}</small>"
+
+
+def _mostly(judged: _Judged) -> str:
+    """Which bin makes up more than half of the mean z² over all, and what the others' is (HTML)."""
+    parts = [one["n"] * one["z2"]["value"] for one in judged.bins]
+    k = max(range(len(parts)), key=parts.__getitem__)
+    if len(parts) < 3 or 2 * parts[k] <= math.fsum(parts):
+        return ""
+    rest = math.fsum(parts[:k] + parts[k + 1 :]) / (sum(one["n"] for one in judged.bins) - judged.bins[k]["n"])
+    where = _where([i == k for i in range(len(parts))], judged.edges)
+    return f"<small>mostly {where}:</small><small>{number(rest)} without</small>"
 
 
 def _table(caption: str, label: str, heads: Sequence[str], rows: Iterator[tuple[str, str, list[str]]]) -> str:
@@ -184,7 +265,7 @@ def _by_entry(data: str, judged: Sequence[_Judged]) -> str:
             covered = [_with_error(j.total["coverage"][p], percent=True) for p in shares]
             chance = f"<small>by chance {number(j.total['calibration_floor'])}</small>"
             error = number(j.total["calibration_error"]) + chance
-            yield "", j.name, [*covered, error, _with_error(j.total["z2"])]
+            yield "", j.name, [*covered, error, _with_error(j.total["z2"]) + _mostly(j)]
         nominal = [f"{100 * float(p):g} %" for p in shares]
         yield "floor", "an honest Gaussian", [*nominal, "0", "1"]
 
@@ -221,6 +302,7 @@ def _by_level(judged: _Judged) -> str:
     """All that was found of a target, a line a noise level (HTML)."""
     shares = list(judged.total["coverage"])
     known = [name for name in _NLL if judged.total[name] is not None]
+    median = "z2_median" in judged.total
 
     def rows() -> Iterator[tuple[str, str, list[str]]]:
         levels = [f"{low:.2f} … {high:.2f}" for low, high in itertools.pairwise(judged.edges)]
@@ -229,9 +311,17 @@ def _by_level(judged: _Judged) -> str:
             rest = [number(one[name]["value"]) for name in ("var", "mse")]
             error = number(one["calibration_error"])
             likelihoods = [_with_error(one[name]) for name in known]
-            yield "", level, [_with_error(one["z2"]), *rest, *covered, error, *likelihoods]
+            medians = [number(one["z2_median"])] if median else []
+            yield "", level, [_with_error(one["z2"]), *medians, *rest, *covered, error, *likelihoods]
 
-    heads = ["t", "z²", "stated variance", "squared error", *(f"inside {100 * float(p):g} %" for p in shares)]
+    heads = [
+        "t",
+        "z²",
+        *(["its median"] if median else []),
+        "stated variance",
+        "squared error",
+        *(f"inside {100 * float(p):g} %" for p in shares),
+    ]
     heads += ["calibration error", *(_NLL[name] for name in known)]
     of = f"{judged.entry.label} on {judged.entry.data}"
     return _table(of, f"Calibration of {of}", heads, rows())

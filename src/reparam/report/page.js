@@ -6,6 +6,7 @@
   const readout = document.getElementById("readout");
   const sure = document.getElementById("sure"); // there where a model told how sure it was
   if (!slider) return;
+  const about = document.getElementById("sure-about");
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
@@ -69,12 +70,14 @@
     return outside;
   }
 
-  // An ellipse is the unit circle under the triangular root of its covariance.
+  // An ellipse is the unit circle under the triangular root of its covariance. Outlines only: filled, they hide
+  // each other.
   function ellipses(g, panel, frame, size, ratio) {
     const unit = panel.strip.span / 32767, count = panel.shape[1], none = -32768;
     g.lineWidth = 0.8 * ratio;
     g.strokeStyle = colourOf(panel.colour);
-    for (let n = 0; n < panel.ellipses; n += 1) {
+    g.globalAlpha = 0.8;
+    for (let n = 0; n < Math.min(panel.ellipses, about.dataset.ellipses); n += 1) {
       const at = 2 * (count * frame + n), from = 3 * (panel.ellipses * frame + n);
       const x = panel.values[at] * unit, y = panel.values[at + 1] * unit;
       const [xx, xy, yy] = panel.roots.subarray(from, from + 3);
@@ -85,10 +88,6 @@
       g.beginPath();
       g.arc(0, 0, 1, 0, 2 * Math.PI);
       g.restore();
-      g.globalAlpha = 0.06;
-      g.fillStyle = g.strokeStyle;
-      g.fill();
-      g.globalAlpha = 0.55;
       g.stroke();
     }
     g.globalAlpha = 1;
@@ -222,8 +221,9 @@
   }
 
   function doubts() {
-    document.getElementById("sure-about").hidden = !sure.checked;
-    panels.forEach(draw);
+    about.hidden = !sure.checked;
+    if (sure.checked && place === 1) show(Math.floor(store.steps / 2) / store.steps);
+    else panels.forEach(draw);
   }
 
   play.addEventListener("click", () => (timer ? stop() : start()));

@@ -272,12 +272,19 @@ def _target_words(target: Any, among: Sequence[Any]) -> str:
     same = [t for t in among if isinstance(t, dict) and t.get("name") == target.get("name")]
     inner = target.get("target")
     if target.get("name") == "gaussian" and inner is not None:
-        name = words_of(inner) if isinstance(inner, str) else str(inner.get("name"))
-        rest = {k: v for k, v in target.items() if k not in ("name", "target", "covariance", "sigma_data")}
-        told = [str(target.get("covariance", "diagonal"))]
-        told += [f"{k} {words_of(v)}" for k, v in rest.items() if any(t.get(k) != v for t in same)]
-        return f"{name} ± {', '.join(told)}"
+        name = _target_words(_mapping(inner), [_mapping(t.get("target")) for t in same])
+        covariance = str(target.get("covariance", "diagonal"))
+        rest = {k: v for k, v in target.items() if k not in ("name", "target", "covariance")}
+        alike = [t for t in same if t.get("covariance", "diagonal") == covariance]
+        rivals = [t for t in alike if _mapping(t.get("target")) == _mapping(inner)]
+        told = [f"{k} {words_of(v)}" for k, v in rest.items() if any(t.get(k) != v for t in rivals)]
+        return f"{name} ± {', '.join([covariance, *told])}"
     return words_of(target) if any(t != target for t in same) else str(target.get("name", "?"))
+
+
+def _mapping(target: Any) -> Any:
+    """The long form of a target that is told by its name alone."""
+    return {"name": target} if isinstance(target, str) else target
 
 
 def words_of(value: Any) -> str:

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import plots
+from .calibration import of_another
 from .embed import deepest, packed
 from .plots import escape, number
 from .rows import Entry, Study, metric_of, words_of
 from .sheets import Cells, Sheet
-from .tracks import ELLIPSES, Strip, unit
+from .tracks import Strip, unit
 
 _WIDTH = 200.0
 #: A panel is at least so wide for each picture that stands side by side in it, and at least _NARROW. On a
 #: page as narrow as a phone, _PHONE, it may be half as wide as the page where its pictures still can be seen.
 _CELL, _NARROW, _PHONE = 36, 216, 340
+#: So many ellipses in a panel can be told apart.
+_ELLIPSES = 12
 #: What turns on how sure the models were.
 _SURE = (
     '<label class="sure"><input type="checkbox" id="sure" autocomplete="off">'
@@ -207,26 +210,43 @@ def samples_section(study: Study, found: Sequence[Strip], controls: str) -> tupl
 def _about_spread(found: Sequence[Strip]) -> str:
     """What is seen where a reader asks how sure the models are (HTML, shown by the script); may be empty."""
     told = [strip for strip in found if any(track.spread is not None for track in strip.tracks.values())]
+    if not told:
+        return ""
     words = []
     if any(strip.frame for strip in told):
         words.append(
             f"An ellipse is one standard deviation of x0 given what the model sees at that step, around what it "
-            f"believes x0 to be: of at most {ELLIPSES} points of a panel."
+            f"believes x0 to be: of at most {_ELLIPSES} points of a panel."
         )
     scales = {strip.data: deepest(strip) for strip in told if strip.sheets}
     if scales:
-        tops = [f"{number(top)}{f' on {escape(data)}' if len(scales) > 1 else ''}" for data, top in scales.items()]
         words.append(
-            f"Maps in place of the pictures: the standard deviation of each pixel of x0 given what the model sees at "
-            f"that step, the root mean square of its colours. Black is 0, the full colour {', '.join(tops)} (black to "
-            f"white is 2), and half as bright a quarter of that."
+            "Maps in place of the pictures: the standard deviation of each pixel of x0 given what the model sees at "
+            "that step, the root mean square of its colours (black to white is 2)."
         )
-    if any(track.spread is None for strip in told for track in strip.tracks.values()):
-        words.append("Models that tell no variance are shown as before.")
-    if not words:
-        return ""
-    words.append("The final samples leave no doubt: move the slider towards noise.")
-    return f'<p id="sure-about" hidden>{" ".join(words)}</p>'
+    words += _silent(told)
+    words.append("The final samples leave no doubt: ticked there, the box moves the slider to the middle.")
+    bars = "".join(_scale(top, f" on {data}" if len(scales) > 1 else "") for data, top in scales.items())
+    return f'<div id="sure-about" data-ellipses="{_ELLIPSES}" hidden><p>{" ".join(words)}</p>{bars}</div>'
+
+
+def _silent(told: Sequence[Strip]) -> list[str]:
+    """Which models beside those that tell how sure they are do not, in words (HTML)."""
+    seen = [(strip.tracks.get(e.series), e) for strip in told for e in strip.entries]
+    silent = [e for track, e in seen if track is not None and track.spread is None]
+    if not silent:
+        return []
+    noisy = dict.fromkeys(escape(e.label) for e in silent if of_another(e))
+    which = f"; that of {' and of '.join(noisy)} is of another noisy sample" if noisy else ""
+    return [f"Models that state no variance of x0 are shown as before{which}."]
+
+
+def _scale(top: float, where: str) -> str:
+    """The colours of maps and the standard deviations that they stand for, of which the brightness is the root."""
+    values = [top * (k / 4) ** 2 for k in range(5)]
+    ticks = "".join(f"<span>{number(value)}</span>" for value in values)
+    name = escape(f"Standard deviation of a pixel{where}")
+    return f'<div class="scale"><small>{name}</small><div class="bar"></div><div class="ticks">{ticks}</div></div>'
 
 
 def _thin(strip: Strip) -> bool:

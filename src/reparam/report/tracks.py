@@ -17,7 +17,7 @@ from .sheets import Sheet, shrunk
 #: What is kept of a run: points; pictures, of which enough for some of every class; and their size.
 _POINTS, _PICTURES, LARGEST = 256, 120, 64
 #: Of so many points it is drawn how sure the model was.
-ELLIPSES = 32
+ELLIPSES = 12
 #: Points are kept up to this many times the half width of the frame, and clipped there.
 SPAN = 4.0
 _MISSING = -32768

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..confidence import Gaussian, prediction
 from ..errors import Conflict, DataError, NetworkError
 from ..networks import NETWORKS, is_factory
+from ..schedules import schedule
 from ..spec import Spec, read_spec, weights_file
 from .recipe import RunConfig, from_dict, parse_yaml
 from .run import RESULT
@@ -35,12 +37,14 @@ def with_confidence(run: str | Path) -> dict[str, Any]:
             f"{run} predicts a mean and a variance already ({spec.target.get('covariance')}). Expected a run whose "
             "target is a linear one."
         )
+    target = _target(spec)
     return {
         **config.to_dict(),
         "name": f"{weights.resolve().parent.name}-confidence",
         "description": f"How sure {run} is of what it predicts.",
         "network": _network(config.network, weights),
-        "target": _target(spec),
+        "target": target,
+        "t_range": _t_range(spec, target),
         "loss_space": None,
         "weighting": None,
         **_as_by_default(config),
@@ -88,6 +92,16 @@ def _target(spec: Spec) -> dict[str, Any]:
     stated = "sigma_data" in spec.target or not (spec.data or {}).get("sigma_data")
     scale = {} if stated else {"sigma_data": (spec.data or {})["sigma_data"]}
     return {"name": "gaussian", "target": spec.target, "covariance": "diagonal", "of": "x0", **scale}
+
+
+def _t_range(spec: Spec, target: dict[str, Any]) -> list[float]:
+    """The run's own, less an end at which the target's error would count without bound: for x0, that without noise."""
+    low, high = spec.t_range
+    likelihood, process = prediction(target), schedule(spec.schedule)
+    assert isinstance(likelihood, Gaussian)
+    if likelihood.singular_times(process, (low, high), likelihood.target) == [low]:
+        low += 0.02 * (high - low)
+    return [low, high]
 
 
 def _as_by_default(config: RunConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .estimate import in_words
-from .leaderboard import number
+from .leaderboard import number, of_calibration
 from .pool import Watch
 
 
@@ -62,7 +62,8 @@ class Console(Watch):
         self.rows[run] = row
         self._advance(run, self._steps[run])
         self._first.pop(run, None)
-        scores = ", ".join(f"{name} {number(m['value'])}" for name, m in row["metrics"].items())
+        told = [f"{name} {number(m['value'])}" for name, m in row["metrics"].items()]
+        scores = ", ".join([*told, *of_calibration(row)])
         what = scores if row["status"] == "finished" else f"{row['status']}: {row.get('reason', '')}"
         self._line(f"{run}: {what} ({row['wall_s']:.0f} s)")
 

@@ -16,7 +16,7 @@ from ..data import Data
 from ..denoiser import evaluating
 from ..errors import DataError, NetworkError, ReparamError
 from ..metrics import Reference
-from ..training import Engine
+from ..training import Diverged, Engine, Trainer
 from .pool import Resources
 from .recipe import RunConfig
 from .run import check_data, chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
@@ -150,8 +150,8 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        trainer.update()
-    times = [_timed(trainer.update, trainer.device) for _ in range(5)]
+        _step(trainer)
+    times = [_timed(lambda: _step(trainer), trainer.device) for _ in range(5)]
     n = min(config.sample.n, sample_chunk(data.shape))
     x = torch.randn(n, *data.shape, device=trainer.device)
     cond = {"y": torch.zeros(n, dtype=torch.long, device=trainer.device)} if config.conditional else {}
@@ -166,6 +166,14 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
     features = _features(config, data, device)
     held = _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
     return Cost(sorted(times)[2], forward, features, held, counter.get_total_flops())
+
+
+def _step(trainer: Trainer) -> None:
+    """A step, of the usual length too where training diverges in it; the run itself will tell of that."""
+    try:
+        trainer.update()
+    except Diverged:
+        trainer.trainee.lost = None  # told already, and nothing to be copied with the network
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> float:

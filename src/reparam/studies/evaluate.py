@@ -161,6 +161,8 @@ def evaluate(
             entry["floor"] = least[name]
         found_of_variance = _calibration(run, _device(device), left_out, spec) if run else None
         whole = _card(scoring, entries, samples, run, rule, found_of_variance)
+        if left_out:
+            whole["left_out"] = left_out
         if out is not None and processes()[0] == 0:
             write_text(out, json.dumps(whole, indent=2) + "\n")
     return Evaluation(whole, left_out)
@@ -265,11 +267,13 @@ def _calibration(
     left_out: dict[str, str],
     spec: Spec | Mapping[str, Any] | str | Path | None,
 ) -> dict[str, Any] | None:
-    """How honest the variance of a run's model is: as its study found, else measured now; None if it states none."""
+    """How honest the variance of a run's model is: as its study found, else measured now; None if it has no likelihood.
+
+    Where its likelihood is of something else than x0, that is what the measurement says.
+    """
     config, folder = run
     known = _row(folder).get("calibration")
-    likelihood = prediction(config.target)
-    if spec is None and (known is not None or not isinstance(likelihood, Gaussian) or likelihood.of != "x0"):
+    if spec is None and (known is not None or not isinstance(prediction(config.target), Gaussian)):
         return known
     try:
         denoiser = opened(folder / "model.safetensors", config, spec).to(device)

@@ -107,6 +107,18 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1e4 else f"{value:.2e}"
 
 
+def of_calibration(row: dict[str, Any]) -> list[str]:
+    """What a line on a run says of its variance, over all noise levels; nothing where its model states none."""
+    if not row.get("calibration"):
+        return []
+    total = row["calibration"]["total"]
+    return [
+        f"z² {number(total['z2']['value'])} ± {number(total['z2']['error'])}",
+        f"calibration error {number(total['calibration_error'])} (by chance {number(total['calibration_floor'])})",
+        f"−log q {number(total['nll']['value'])} nats an element",
+    ]
+
+
 def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
     """The leaderboard as a table for a terminal: a line a target, at its best learning rate only.
 
@@ -150,15 +162,15 @@ def _cells(study: Study, entry: Entry, metrics: list[str], intervals: list[str])
 
 
 def _named(study: Study, entry: Entry) -> str:
-    """The target's name; where several entries of the data share it, what sets this one apart."""
+    """The target's name; of a likelihood, and where several entries of the data share it, its label on the page."""
 
     def target(e: Entry) -> str:
         found = e.shown["target"]
         return str(found if isinstance(found, str) else found["name"])
 
-    if sum(target(e) == target(entry) for e in study.groups[entry.data]) == 1:
-        return target(entry)
-    return entry.label if len(entry.runs) > 1 else str(entry.shown["run"])
+    name = target(entry)
+    alone = sum(target(e) == name for e in study.groups[entry.data]) == 1
+    return name if alone and name != "gaussian" else entry.label
 
 
 def _remarks(study: Study, entry: Entry) -> list[str]:

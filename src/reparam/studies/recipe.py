@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ..confidence import Gaussian
 from ..data import DATA, LATENTS
 from ..denoiser import Denoiser
 from ..errors import Conflict, RecipeError, ReparamError, TimeOutOfRange, Unsupported, unknown
@@ -47,6 +48,8 @@ _PARTS = ("data", "network", "schedule", "times", "target", "extractor")
 _OWN_CODE = ("network", "extractor")
 #: What an entry of ``target`` may set besides the target's own arguments.
 _PER_TARGET = ("t_range", "loss_space", "weighting", "times", "supervision")
+#: What a likelihood is unless an entry of ``target`` says otherwise.
+_LIKELIHOOD = {f.name: f.default for f in fields(Gaussian) if f.name != "target"}
 
 
 def _check_range(key: str, pair: list[float]) -> None:
@@ -506,22 +509,50 @@ def _product(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for values in itertools.product(*(v for _, v in order)):
         chosen = copy.deepcopy(raw)
         parts = []
-        for (path, _), value in zip(order, values, strict=True):
+        for (path, among), value in zip(order, values, strict=True):
             at = chosen
             *parents, last = path.split(".")
             for key in parents:
                 at = at[key]
             at[last] = copy.deepcopy(value)
-            parts.append(_label(last, value))
+            parts.append(_label(last, value, among))
         yield "-".join(parts) or _label("target", raw["target"]), chosen
 
 
-def _label(key: str, value: Any) -> str:
+def _label(key: str, value: Any, among: Sequence[Any] = ()) -> str:
+    """A value's part of a run's name, fit for a file's; ``among``: all values of its sweep."""
     text = value.get("name", "") if isinstance(value, dict) else value
+    if key == "target" and text == "gaussian" and isinstance(value, dict):
+        return _likelihood_label(value, among)
     if key == "target" and isinstance(value, dict) and value.get("supervision") == "exact":
         text = f"{text}_exact"
     text = text if key in (*_PARTS, "sampler", "grid", "supervision") else f"{key}{text}"
-    return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.") or key
+    return _file_name(text) or key
+
+
+def _file_name(text: Any) -> str:
+    return re.sub(r"[^\w.+=]+", "_", str(text)).strip("_.")
+
+
+def _likelihood_label(value: dict[str, Any], among: Sequence[Any]) -> str:
+    """Such as x0-gaussian-full; and of the rest what sets it apart from others that are as much."""
+    what, rest = _likelihood_parts(value)
+    others = [_likelihood_parts(v) for v in among if isinstance(v, dict) and v.get("name") == "gaussian"]
+    rivals = [theirs for name, theirs in others if name == what]
+    told = [
+        key if setting is True else f"{key} {setting.get('name') if isinstance(setting, dict) else setting}"
+        for key, setting in rest.items()
+        if setting != _LIKELIHOOD.get(key) and any(theirs.get(key) != setting for theirs in rivals)
+    ]
+    return "-".join(filter(None, map(_file_name, [*what, *told])))
+
+
+def _likelihood_parts(value: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """What always names a likelihood, and all the rest, its target's own arguments included."""
+    rest = {**_LIKELIHOOD, **value}
+    name, arguments = rest.pop("name"), rest.pop("target", None)
+    arguments = dict(arguments) if isinstance(arguments, dict) else {"name": arguments}
+    return [str(arguments.pop("name", "")), str(name), str(rest.pop("covariance"))], {**rest, **arguments}
 
 
 def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple[str, ...]) -> RunConfig:

@@ -176,7 +176,7 @@ def _rule(data: dict[str, Any]) -> str:
 def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None, pictures: bool) -> Path:
     """Where to write, found usable before anything is drawn; by default named after what was asked for."""
     if out is None:
-        told = [f"{key}{value}" for key, value in asked.items() if value is not None]
+        told = [_part_of_name(key, value) for key, value in asked.items() if value is not None]
         stem = re.sub(r"[^\w.+=-]+", "_", "-".join(["samples", str(n), *told]))
         name = weights.name.removesuffix(".safetensors")
         stem = stem if name == "model" else f"{name}-{stem}"
@@ -197,6 +197,13 @@ def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None,
             "old; nothing was touched. Choose a new folder."
         )
     return target
+
+
+def _part_of_name(key: str, value: Any) -> str:
+    """Such as steps8, or of a sampler with arguments ancestral_variance=learned."""
+    if isinstance(value, dict):
+        value = "_".join([str(value.get("name")), *(f"{k}={v}" for k, v in value.items() if k != "name")])
+    return str(value) if key == "sampler" else f"{key}{value}"
 
 
 def told_beside(folder: Path) -> Path:

@@ -39,6 +39,7 @@ from .estimate import Cost, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .initial import Initial
 from .inputs import Inputs, preflight
+from .leaderboard import of_calibration
 from .pool import Interrupted, gentle_interrupt
 from .recipe import Recipe, RunConfig, load_recipe, read_recipe
 from .run import (
@@ -82,7 +83,7 @@ class Training:
         row = self.row
         found = {name: m for name, m in row["metrics"].items() if m["value"] is not None}
         scores = [f"{name} {m['value']:.4g} (floor {m['floor']:.4g})" for name, m in found.items()]
-        what = ", ".join(scores) if row["status"] == "finished" else row.get("reason", "")
+        what = ", ".join([*scores, *of_calibration(row)]) if row["status"] == "finished" else row.get("reason", "")
         model = self.out / "model.safetensors"
         return f"{row['run']}: {row['status']}: {what}" + (f"\nmodel: {model}" if model.exists() else "")
 

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import SingularTime, unknown
+from ..errors import ReparamError, SingularTime, unknown
 from ..schedules import Schedule, Time, as_time, build, config_of, like
 
 
@@ -186,6 +186,11 @@ def target(which: str | dict[str, Any] | Target) -> Target:
     """
     if isinstance(which, Target):
         return which
+    if not isinstance(which, str | dict):
+        raise ReparamError(
+            f"a target is a name or a mapping such as {{name: edm, sigma_data: 0.5}}, found {which!r}. To compare "
+            "several, list whole targets."
+        )
     arguments: dict[str, Any] = {"name": which} if isinstance(which, str) else dict(which)
     name = arguments.get("name")
     arguments["name"] = ALIASES.get(str(name), name)

@@ -272,9 +272,9 @@ class Trainer:
         where = self.engine.most(mine)
         self._note(step, loss=_json(loss), grad_norm=_number(norm))
         what = f"the gradient became {float(norm)}" if math.isfinite(loss) else f"the loss became {loss}"
-        what = what if lost is None else str(lost)
+        what, advice = (what, "") if lost is None else (lost.what, f". {lost.advice}")
         seen = "" if where < 0 else f", for a sample at t = {where:.3g} ({self._bin(where)})"
-        raise Diverged(f"{what} at step {step}{seen}")
+        raise Diverged(f"{what} at step {step}{seen}{advice}")
 
     def _bin(self, t: float) -> str:
         for low, high in zip(self.validation.edges[:-1], self.validation.edges[1:], strict=True):
