@@ -100,7 +100,7 @@ SKIPPED = {
     "targets/basis.py": {"Basis.__post_init__"},
     "schedules.py": {"Path._time_at"},
     "times.py": {"Mode.cdf"},
-    "denoiser.py": {"_suggest"},
+    "denoiser.py": {"suggested"},
 }
 
 #: Names that are exchanged, as a name or as an attribute (also with an underscore in front).

@@ -211,3 +211,13 @@ def test_recomputed_activations_change_no_number_and_save_memory(make):
         assert (expected is None) == (actual is None)
         assert expected is None or torch.equal(expected, actual)
     assert few_kept < 0.7 * all_kept == 0.7 * kept_off_again
+
+
+@pytest.mark.parametrize("widths", [[32, 32], [32, 64], [64, 64]])
+def test_narrow_networks_hear_their_time(widths):
+    """A normalisation of one channel a group would take out what the time adds to that channel."""
+    torch.manual_seed(0)
+    net, x = UNet(image=8, channels=1, widths=widths), torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        early, late = (net(x, torch.full((4,), t)) for t in (1.0, 900.0))
+    assert float((early - late).abs().max()) > 0.01 * float(early.abs().max())

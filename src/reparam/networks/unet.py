@@ -34,7 +34,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_GROUPS = 32  # of every normalisation
+_GROUPS = 32  # of every normalisation, of narrow networks half as many
 _ATTENTION = 1  # the resolution with self-attention, from the finest on: 16×16 of 32×32
 
 
@@ -165,7 +165,8 @@ def _model(
         block_out_channels=tuple(widths),
         layers_per_block=2,
         dropout=dropout,
-        norm_num_groups=_GROUPS,
+        # With one channel a group a normalisation takes out again whatever the time has added to that channel.
+        norm_num_groups=_GROUPS if min(widths) >= 2 * _GROUPS else _GROUPS // 2,
         num_class_embeds=classes + 1 if classes else None,
         **LAYOUTS[layout],
     )
