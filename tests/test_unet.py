@@ -76,6 +76,7 @@ def test_the_default_layout_is_what_diffusers_does_untold():
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(32, 64),
         num_class_embeds=3,
+        norm_num_groups=16,  # of networks as narrow as this
     )
     theirs.load_state_dict(ours.state_dict())
     x, time = inputs(ours)
