@@ -369,7 +369,9 @@ def test_an_interval_for_a_mean_of_squares_is_not_negative_and_finds_what_few_sa
     z2 = ((x0 - mean) ** 2 / var).mean(1)[t < 0.1]
     assert skewed_interval(z2, 0.9875)[0] < 0
     low, high = found.bins[0].z2_interval
-    assert 1 < low < found.bins[0].z2.value < high
+    assert low > 1  # surely more than an honest model's, however few samples tell
+    assert low < found.bins[0].z2.value
+    assert high > found.bins[0].z2.value
     assert 0 <= found.total.z2_interval[0] < found.total.z2.value < found.total.z2_interval[1]
     assert found.bins[0].z2_median < 3 < 1000 < found.bins[0].z2.value
     for one in found.bins[1:]:

@@ -153,12 +153,7 @@ def evaluate(
         if keep_reference is not None:
             _keep(real, Path(keep_reference))
         scoring = Scoring(found, real, keep=keeps(names), ask=ask)
-        if scoring.keep:  # before anything asks for the moments alone: one pass over the reference does for both
-            real.statistics(real.extractor, keep=True)
-        entries, left_out = _scores(scoring, names, asked=metrics is not None)
-        least = _floors(real, list(entries), found.count)
-        for name, entry in entries.items():
-            entry["floor"] = least[name]
+        entries, left_out = _beside_floors(scoring, names, asked=metrics is not None)
         found_of_variance = _calibration(run, _device(device), left_out, spec) if run else None
         whole = _card(scoring, entries, samples, run, rule, found_of_variance)
         if left_out:
@@ -166,6 +161,20 @@ def evaluate(
         if out is not None and processes()[0] == 0:
             write_text(out, json.dumps(whole, indent=2) + "\n")
     return Evaluation(whole, left_out)
+
+
+def _beside_floors(
+    scoring: Scoring, names: Sequence[str], asked: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The scores, each with what fresh real data get; and why others are left out."""
+    real = scoring.real
+    if scoring.keep:  # before anything asks for the moments alone: one pass over the reference does for both
+        real.statistics(real.extractor, keep=True)
+    entries, left_out = _scores(scoring, names, asked=asked)
+    least = _floors(real, list(entries), scoring.samples.count)
+    for name, entry in entries.items():
+        entry["floor"] = least[name]
+    return entries, left_out
 
 
 def _card(
