@@ -313,3 +313,16 @@ def test_a_negated_edm_keeps_its_scaling_of_the_input():
 def test_what_cannot_be_negated_as_a_whole_is_refused(of):
     with pytest.raises(Unsupported, match="expected a plain target"):
         rp.target({"name": "negated", "of": of})
+
+
+def test_two_different_bases_are_refused():
+    one, other = (
+        rp.targets.InBasis(
+            torch.linalg.qr(torch.randn(4, 2, generator=torch.Generator().manual_seed(seed)))[0], "x0", "v"
+        )
+        for seed in (0, 1)
+    )
+    y, schedule = torch.randn(3, 4), rp.RectifiedFlow()
+    with pytest.raises(Unsupported, match="two different bases"):
+        rp.convert(y, y, 0.5, schedule, source=one, to=other)
+    assert torch.equal(rp.convert(y, y, 0.5, schedule, source=one, to=one), y)

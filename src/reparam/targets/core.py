@@ -31,7 +31,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ReparamError, SingularTime, unknown
+from ..errors import ReparamError, SingularTime, Unsupported, unknown
 from ..schedules import Schedule, Time, as_time, build, config_of, like
 
 
@@ -215,8 +215,15 @@ def convert(y: Tensor, x_t: Tensor, t: Time, schedule: Schedule, *, source: str 
 
     Raises:
         SingularTime: where the answer does not follow from ``y`` and ``x_t``.
+        Unsupported: between targets in two different bases, whose directions do not belong together.
     """
     source, to = target(source), target(to)
+    bases = [getattr(kind, "basis", None) for kind in (source, to)]
+    if None not in bases and bases[0] != bases[1]:
+        raise Unsupported(
+            f"{source.name} and {to.name} have two different bases, and no coefficients a direction lead from one to "
+            "the other; convert to a target without a basis first, such as v."
+        )
     t = as_time(t)
     a, b = coefficients(source, to, t, schedule)
     # A target in a basis overrides apply; at most one of the two does, and it applies both terms.
