@@ -1,5 +1,6 @@
 """Targets beyond the four classics, noise that differs by element, data that carry a standard deviation."""
 
+import copy
 import math
 from pathlib import Path as File
 
@@ -274,6 +275,38 @@ def test_a_file_is_used_as_its_task_uses_it():
     torch.testing.assert_close(kind.to_x0(y, x_t, torch.zeros(5).double(), ddpm), x_t)
     with pytest.raises(Unsupported, match="integer steps"):
         kind.encode(x0, eps, 0.5, rp.Cosine())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_file_trains_and_samples_on_the_steps_of_a_table(wrapped):
+    kind = rp.target({"name": "file", "path": str(HERE / "data" / "mix_target.py")})
+    kind = InBasis(some_basis(2, 1)[0], inside=kind, outside="x0") if wrapped else kind
+    objective = rp.Objective("ddpm", kind, time="step")
+    net = rp.networks.MLP(2, 16, 2)
+    x0, eps = draw(64, 2)
+    loss = objective(net, x0.float(), eps=eps.float(), generator=torch.Generator().manual_seed(1))
+    assert loss.isfinite().all()
+    denoiser = copy.deepcopy(objective.denoiser(net))
+    assert denoiser.target == kind
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert rp.sample(denoiser, noise, sampler="ddim", steps=4).isfinite().all()
+    with pytest.raises(Unsupported, match="integer steps alone.*time: step"):
+        rp.Objective("ddpm", kind)
+
+
+def test_the_steps_at_which_a_file_loses_x0_are_found(tmp_path):
+    (tmp_path / "lost.py").write_text(
+        "def compute_training_target(x_0, noise, timesteps, schedule):\n"
+        "    gone = ((timesteps == 500) | (timesteps == 0)).double().reshape(-1, *[1] * (x_0.ndim - 1))\n"
+        "    a, s = (schedule[k][timesteps].view_as(gone) for k in ('sqrt_alpha', 'sqrt_one_minus_alpha'))\n"
+        "    return gone * (a * x_0 + s * noise) + (1 - gone) * noise\n"
+        "def predict_x0(y, x_t, timesteps, schedule): return y\n"
+    )
+    kind = rp.target({"name": "file", "path": str(tmp_path / "lost.py")})
+    assert kind.singular_times(rp.DDPM()) == [1 / 1000, 501 / 1000]
+    assert kind.singular_times(rp.DDPM(), (0.1, 0.5)) == []
+    with pytest.raises(SingularTime, match=r"t = 0\.501"):
+        rp.Denoiser(torch.nn.Identity(), "ddpm", kind, time="step", t_range=(0.002, 1.0))
 
 
 def test_a_file_that_is_no_target_says_why(tmp_path):

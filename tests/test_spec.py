@@ -478,8 +478,8 @@ def task(tmp_path, monkeypatch):
     """Weights whose record names a Python file; which has not been run since."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(TASK)
-    kind, steps = rp.targets.File("mine.py"), rp.DDPM(T=4096)  # where singular times are looked for, there are steps
-    made = rp.Denoiser(rp.networks.MLP(3, 8, 2), steps, kind, t_range=(0.5, 1.0), data=DATA)
+    kind = rp.targets.File("mine.py")
+    made = rp.Denoiser(rp.networks.MLP(3, 8, 2), "ddpm", kind, time="step", data=DATA)
     rp.save(made, "m.safetensors")
     Path("ran").unlink()
     return made

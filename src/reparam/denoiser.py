@@ -179,6 +179,11 @@ class Conventions:
         object.__setattr__(self, "t_range", (low, high))
         if not 0 <= low < high <= 1:
             raise TimeOutOfRange(f"t_range is two increasing numbers in [0, 1], found [{low:g}, {high:g}].")
+        if self.target.on_steps and self.time != "step":
+            raise Unsupported(
+                f"the target {self.target.name} is defined on integer steps alone, and time={self.time!r} draws times "
+                "between them; give time='step' (in a recipe time: step, with schedule: ddpm)."
+            )
         if singular := self.target.singular_times(self.schedule, self.t_range):
             raise SingularTime(
                 f"a network that predicts {self.target.name} cannot be turned into x0 at "

@@ -197,7 +197,8 @@ class Spec:
             rows.append(("converted from", _shown(origin.get("target"))))
         if self.training and (self.training.keys() & {"loss_space", "weighting", "times"}):
             times, space = self.training.get("times"), self.training.get("loss_space")
-            rows.append(("loss measured in", str(space or self.training.get("weighting"))))
+            loss = space or self.training.get("weighting")
+            rows.append(("loss measured in", _arguments(loss) if isinstance(loss, dict) else str(loss)))
             rows.append(("noise levels drawn", _arguments(times) if isinstance(times, dict) else str(times)))
         if self.data:
             rows.append(("data", ", ".join(f"{k} {_short(v)}" for k, v in self.data.items())))
@@ -290,8 +291,15 @@ def _short(value: Any) -> str:
 
 
 def _arguments(config: dict[str, Any]) -> str:
-    rest = ", ".join(f"{k}={_cut(str(v))}" for k, v in config.items() if k != "name")
+    rest = ", ".join(f"{k}={_many(v)}" for k, v in config.items() if k != "name")
     return f"{config.get('name')}({rest})" if rest else str(config.get("name"))
+
+
+def _many(value: Any) -> str:
+    """A value for a reader; of a long list its length and its ends."""
+    if isinstance(value, list) and len(value) > 16:
+        return f"{len(value)} values from {_short(value[0])} to {_short(value[-1])}"
+    return _cut(str(value))
 
 
 def beside(path: str | Path) -> Path:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ReparamError, SingularTime, Unsupported, unknown
-from ..schedules import Schedule, Time, as_time, build, config_of, like
+from ..schedules import DDPM, Schedule, Time, as_time, build, config_of, like
 
 
 class Amplification(NamedTuple):
@@ -48,6 +48,11 @@ class Target(ABC):
     name: ClassVar[str]
     #: What it is, for a reader.
     words: ClassVar[str] = "a linear target p*x0 + q*eps"
+
+    @property
+    def on_steps(self) -> bool:
+        """Whether it is defined on the steps of a table alone, and not between them."""
+        return any(part.on_steps for part in vars(self).values() if isinstance(part, Target))
 
     @abstractmethod
     def rows(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -123,13 +128,19 @@ class Target(ABC):
         """The times in ``t_range`` at which x0 does not follow from the prediction.
 
         Both ends and a grid are evaluated; a change of sign of Δ between two points of the
-        grid is traced to its zero by bisection.
+        grid is traced to its zero by bisection. Of a target on steps alone, those are evaluated.
         """
-        t = torch.linspace(*t_range, points, dtype=torch.float64)
-        t[-1] = t_range[1]
+        if self.on_steps and isinstance(schedule, DDPM):
+            t = schedule.time(torch.arange(schedule.T))
+            t = t[(t >= t_range[0] - 1e-9) & (t <= t_range[1] + 1e-9)]
+        else:
+            t = torch.linspace(*t_range, points, dtype=torch.float64)
+            t[-1] = t_range[1]
         lost = ~self.amplification(t, schedule).x0.isfinite()
-        found = t[lost.reshape(points, -1).any(1)].tolist()
-        delta = self.delta(t, schedule).reshape(points, -1)
+        found: list[float] = t[lost.reshape(len(t), -1).any(1)].tolist()
+        if self.on_steps:
+            return found
+        delta = self.delta(t, schedule).reshape(len(t), -1)
         for i in ((delta[:-1] * delta[1:]) < 0).any(1).nonzero().flatten().tolist():
             column = int(((delta[i] * delta[i + 1]) < 0).nonzero()[0])
             found.append(self._zero_between(float(t[i]), float(t[i + 1]), schedule, column))

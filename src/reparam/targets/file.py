@@ -48,6 +48,14 @@ class File(Target):
         object.__setattr__(self, "path", str(self.path))
         object.__setattr__(self, "_module", _run(Path(self.path).expanduser()))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> File:
+        return self  # a module cannot be copied, and nothing in here changes
+
+    @property
+    def on_steps(self) -> bool:
+        """Always: the functions are of integer steps."""
+        return True
+
     @property
     def words(self) -> str:  # type: ignore[override]
         """What it is, for a reader."""
