@@ -461,11 +461,15 @@ def test_the_command(tmp_path, capsys):
     assert told["source"] == {"name": "x0"}
     assert told["to"] == {"name": "k", "k": 0.3, "learned": False}
     after = rp.load(out)
-    # κ of x0 → k, by hand: a = -(1 - k)/σ and b = k + (1 - k) α/σ, against |k| + |1 - k| = 1.
+    # κ of x0 → k, by hand: a = -(1 - k)/σ and b = k + (1 - k) α/σ, against |k| + |1 - k| = 1; and from k to x0 σ/|Δ|.
     alpha, sigma = 1 - told["at"], told["at"]
-    assert told["condition"] == pytest.approx(0.7 / sigma * (alpha + sigma) + 0.3 + 0.7 * alpha / sigma)
-    assert told["at"] == pytest.approx(0.02)
+    kappa, back = 0.7 / sigma * (alpha + sigma) + 0.3 + 0.7 * alpha / sigma, sigma / abs(-0.7 * alpha - 0.3 * sigma)
+    assert told["condition"] == pytest.approx(kappa * back)
     assert difference(before, after, torch.linspace(0.02, 0.98, 9).double()) < 1
+    before_it = out.read_bytes()
+    assert main([*asked[:-1], "--json"]) == 2
+    assert "exists; nothing was touched" in capsys.readouterr().err
+    assert out.read_bytes() == before_it
     assert main(["convert", str(out), "--to", "sample", "--out", str(tmp_path / "folder")]) == 0
     assert "now the clean data x0" in capsys.readouterr().out
     back = tmp_path / "folder" / "model.safetensors"
@@ -491,16 +495,27 @@ def test_the_command_refuses(tmp_path, capsys):
     told = fails("--to", "eps", "--t-range", "0.02", "1", "--out", str(tmp_path / "b"))
     assert "t = 1 " in told
     assert "--t-range" in told
-    assert not (tmp_path / "b").exists()
+    assert "there is no part of it where that works" in fails("--to", "p=alpha,q=sigma", "--out", str(tmp_path / "b"))
+    told = fails("--to", "p=sigma,q=alpha", "--out", str(tmp_path / "b"))
+    assert "t = 0.5 " in told
+    assert "[0.02, 0.4904]" in told or "[0.5096, 0.98]" in told
+    assert "a mapping has the name of a target" in fails("--to", "{target: v}", "--out", str(tmp_path / "b"))
+    assert "ends in .safetensors" in fails("--to", "v", "--out", str(tmp_path / "b.ckpt"))
+    name = str(tmp_path / "b.safetensors")
+    assert "is a folder" in fails("--to", "v", "--format", "diffusers", "--out", name)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
+    assert "is the folder of a run" in fails("--to", "v", "--out", str(tmp_path / "run"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["first.safetensors", "first.spec.json", "run"]
     (tmp_path / "a file").touch()
     with pytest.raises(OutputError, match="choose another place|Choose another place"):
         convert_model(first, "v", tmp_path / "a file" / "below")
 
 
 def test_the_worst_rounding_is_where_the_condition_is():
-    """ε = x_t + (1 − t) velocity: κ = 1 + 2 (1 − t)."""
+    """ε = x_t + (1 − t) velocity: κ = 1 + 2 (1 − t); and from ε to x0 an error grows by t/(1 − t)."""
     made = rp.reexpress(model(rp.RectifiedFlow(), "velocity"), "eps")
-    assert worst_condition(made) == pytest.approx((1 + 2 * 0.98, 0.02))
+    assert worst_condition(made) == pytest.approx(((1 + 2 * 0.02) * 0.98 / 0.02, 0.98))
     assert worst_condition(model(rp.RectifiedFlow(), "velocity"))[0] == 1
 
 
@@ -519,6 +534,22 @@ def test_a_spec_of_the_users_own_is_converted_from(tmp_path, capsys):
     assert "converted from" in told
     assert "None" not in told
     assert rp.reexpress(rp.load(out), "v").overrides == record["overrides"]
+
+
+def test_what_a_user_said_stays_said_through_a_conversion(tmp_path):
+    saved(tmp_path)
+    word = {"target": "v", "time": "1-t", "t_range": [0.1, 0.9]}
+    told = rp.load(tmp_path / "first.safetensors", spec=word)
+    made = rp.reexpress(told, "eps")
+    assert made.overrides.keys() == {"time", "t_range"}  # that of the target is the first network's
+    assert made.overrides["t_range"] == {"file": [0.02, 0.98], "given": [0.1, 0.9]}
+    rp.save(made, tmp_path / "second.safetensors")
+    again = rp.load(tmp_path / "second.safetensors")
+    assert again.overrides == made.overrides
+    words = [f"{key} {value}" for key, value in rp.Spec.of(again).in_words()]
+    assert sum(w.startswith("said otherwise") for w in words) == 3
+    assert any(w.startswith("said otherwise target: {'name': 'v'}; by the file {'name': 'x0'}") for w in words)
+    assert rp.reexpress(again, "v").overrides == told.overrides
 
 
 def test_for_diffusers(tmp_path, capsys):

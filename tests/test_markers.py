@@ -180,6 +180,15 @@ def test_marks_that_contradict_the_spec_are_refused_until_somebody_says_which(
     assert loaded.overrides[field]["file"] == spec[field]
 
 
+def test_a_mark_that_was_overruled_is_in_the_record(tmp_path):
+    tensors = model("x0").net.state_dict() | {"v_pred": torch.empty(0)}
+    save_file(tensors, tmp_path / "m.safetensors", {"reparam": json.dumps(rp.Spec.of(model("x0")).to_dict())})
+    loaded = rp.load(tmp_path / "m.safetensors", spec={"target": "x0"})
+    assert loaded.overrides == {"target": {"file": {"name": "v"}, "given": {"name": "x0"}}}
+    rp.save(loaded, tmp_path / "n.safetensors")
+    assert rp.load(tmp_path / "n.safetensors").overrides == loaded.overrides
+
+
 def test_a_tensor_of_the_network_with_the_name_of_a_mark_is_kept(tmp_path):
     class Odd(torch.nn.Module):
         def __init__(self):

@@ -22,7 +22,7 @@ from torch import nn
 
 import reparam as rp
 from reparam.cli import main
-from reparam.errors import NetworkError, OutputError, ReparamError, SpecError
+from reparam.errors import NetworkError, OutputError, ReparamError, SpecError, Unsupported
 from reparam.files import read_header, read_tensors
 from reparam.spec import SCHEMA, beside, read_spec
 
@@ -264,6 +264,59 @@ def test_of_two_records_that_contradict_each_other_the_caller_says_which(tmp_pat
     assert loaded.overrides == {"target": {"file": {"name": "eps"}, "given": {"name": "v"}}}
     rp.save(loaded, path)  # and then there is one record again
     assert rp.load(path).target == rp.target("v")
+
+
+def test_a_number_is_the_same_written_with_and_without_a_point(tmp_path):
+    path = saved(tmp_path)
+    record = json.loads(beside(path).read_text())
+    assert record["t_range"] == [0.0, 0.98]
+    beside(path).write_text(json.dumps(record | {"t_range": [0, 0.98]}))
+    assert rp.load(path).t_range == (0.0, 0.98)
+    beside(path).write_text(json.dumps(record | {"version": "0.0.1"}))
+    with pytest.raises(SpecError, match=r"version is .*Remove what is wrong\.$"):  # nobody can say which it was
+        rp.load(path)
+    beside(path).unlink()
+    beside(path).mkdir()
+    with pytest.raises(SpecError, match="cannot read"):
+        rp.load(path)
+
+
+@pytest.mark.parametrize("wrap", [rp.samplers.Clipped, lambda d: d.on("cosine")], ids=["clipped", "rescheduled"])
+def test_what_asks_another_model_keeps_its_record_and_is_not_saved_for_it(tmp_path, wrap):
+    path = saved(tmp_path)
+    around = wrap(rp.load(path, spec={"time": "1-t"}))
+    assert around.overrides == {"time": {"file": "t", "given": "1-t"}}
+    for refused in (lambda: rp.save(around, tmp_path / "n.safetensors"), lambda: rp.reexpress(around, "v")):
+        with pytest.raises(Unsupported, match="a model around another one; take that one"):
+            refused()
+
+
+@pytest.mark.parametrize("what", [None, nn.Linear(2, 2), "m.safetensors"])
+def test_what_is_no_denoiser_is_neither_saved_nor_converted(tmp_path, what):
+    for refused in (lambda: rp.save(what, tmp_path / "n.safetensors"), lambda: rp.reexpress(what, "v")):
+        with pytest.raises(Unsupported, match=f"found {type(what).__name__}, expected a Denoiser"):
+            refused()
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    path = saved(tmp_path)
+    with pytest.raises(NetworkError, match="net= is str"):
+        rp.load(path, net="mlp")
+    with pytest.raises(SpecError, match="found NoneType, expected the path"):
+        rp.load(None)
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(SpecError, match="it has 0 bytes"):
+        rp.load(tmp_path / "empty.safetensors")
+    for name in ("n.pt", "n"):
+        with pytest.raises(OutputError, match="change the ending"):
+            rp.save(denoiser(), tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_pipeline_of_diffusers_is_told_from_a_run(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert main(["show", str(tmp_path)]) == 2
+    assert "is a pipeline of diffusers" in capsys.readouterr().err
 
 
 def test_the_record_beside_the_weights_stands_in_for_a_lost_one(tmp_path):

@@ -315,6 +315,11 @@ class Denoiser(nn.Module):
         self.overrides: dict[str, Any] | None = None
 
     @property
+    def plain(self) -> bool:
+        """Whether this is a network under its conventions, and not one that asks another denoiser."""
+        return type(self).forward is Denoiser.forward
+
+    @property
     def schedule(self) -> Schedule:
         """The forward process the network was trained under."""
         return self.conventions.schedule

@@ -110,6 +110,8 @@ def read_header(path: str | Path) -> Header:
     Raises:
         SpecError: if the file is missing, or is not safetensors.
     """
+    if not isinstance(path, str | Path):
+        raise SpecError(f"found {type(path).__name__}, expected the path of a .safetensors file.")
     path = Path(path)
     if not path.is_file():
         raise SpecError(f"no file {path}; expected weights as .safetensors.")
@@ -136,6 +138,8 @@ def _header_length(f: BinaryIO, path: Path) -> tuple[int, int]:
         return length, size
     if start.startswith(_PICKLES):
         raise SpecError(f"{path} is not a readable safetensors file but was written by torch.save: {_OF_PICKLES}")
+    if size < 8:
+        raise SpecError(f"{path} is not a readable safetensors file: it has {size} bytes; fetch it again.")
     raise SpecError(
         f"{path} is not a readable safetensors file: it has {size:,} bytes, and the first eight say that a header of "
         f"{length:,} follows. Either it is something else, or only a part of it is here; fetch it again."

@@ -28,6 +28,7 @@ class Guided(Denoiser):
         self.conventions = denoiser.conventions
         self.data = denoiser.data
         self.training_record = denoiser.training_record
+        self.overrides = denoiser.overrides
 
     @property
     def net(self) -> nn.Module:  # type: ignore[override]

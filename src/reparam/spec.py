@@ -22,7 +22,7 @@ from torch import nn
 from ._version import __version__
 from .confidence import Gaussian, prediction
 from .denoiser import Conventions, Denoiser
-from .errors import NetworkError, ReparamError, SpecError
+from .errors import NetworkError, OutputError, ReparamError, SpecError, Unsupported
 from .files import Header, json_in, read_header, read_tensors, write_tensors, write_text
 from .networks import PARTS, config_of, described, is_factory, network
 from .schedules import Schedule, schedule
@@ -195,6 +195,7 @@ class Spec:
         origin = (self.training or {}).get("converted_from")
         if isinstance(origin, dict):
             rows.append(("converted from", _shown(origin.get("target"))))
+            rows += _said_otherwise({k: v for k, v in (origin.get("overrides") or {}).items() if k == "target"})
         if self.training and (self.training.keys() & {"loss_space", "weighting", "times"}):
             times, space = self.training.get("times"), self.training.get("loss_space")
             loss = space or self.training.get("weighting")
@@ -202,9 +203,16 @@ class Spec:
             rows.append(("noise levels drawn", _arguments(times) if isinstance(times, dict) else str(times)))
         if self.data:
             rows.append(("data", ", ".join(f"{k} {_short(v)}" for k, v in self.data.items())))
-        for name, both in (self.overrides or {}).items():
-            rows.append(("said otherwise", f"{name}: {_shown(both['given'])}; by the file {_shown(both['file'])}"))
+        rows += _said_otherwise(self.overrides or {})
         return [*rows, ("written by", f"reparam {self.version} (schema {self.schema})")]
+
+
+def _said_otherwise(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("said otherwise", f"{name}: {_shown(both['given'])}; by the file {_shown(both['file'])}")
+        for name, both in overrides.items()
+        if isinstance(both, dict) and {"file", "given"} <= both.keys()
+    ]
 
 
 def _check_schema(schema: Any, where: str) -> None:
@@ -274,8 +282,17 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """What two equal values have in common, NaN included."""
-    return json.dumps(value, sort_keys=True)
+    """What two equal values have in common: NaN included, and 1 as much as 1.0."""
+    return json.dumps(_as_float(value), sort_keys=True)
+
+
+def _as_float(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_float(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_float(part) for part in value]
+    exact = type(value) is int and abs(value) <= 2**53
+    return float(value) if exact else value
 
 
 def _shown(value: Any) -> str:
@@ -316,9 +333,13 @@ def save(denoiser: Denoiser, path: str | Path, *, markers: bool = False) -> None
         markers: whether to write the marks that other programs look for too (:mod:`reparam.tools.markers`).
 
     Raises:
-        OutputError: if the file cannot be written.
-        Unsupported: if there are no marks for what the network predicts.
+        OutputError: if the file cannot be written, or has another ending, by which it would not be loaded.
+        Unsupported: for a denoiser that asks another one (of guidance, clipping, another schedule); or if there are no
+            marks for what the network predicts.
     """
+    check_plain(denoiser)
+    if Path(path).suffix != ".safetensors":
+        raise OutputError(f"{path}: weights are written as .safetensors, and under that name alone; change the ending.")
     record = Spec.of(denoiser).to_dict()
     tensors, metadata = dict(denoiser.net.state_dict()), {KEY: json.dumps(record)}
     if markers:
@@ -331,6 +352,24 @@ def save(denoiser: Denoiser, path: str | Path, *, markers: bool = False) -> None
         beside(path).unlink(missing_ok=True)
     write_tensors(path, tensors, metadata)
     write_text(beside(path), json.dumps(record, indent=2) + "\n")
+
+
+def check_plain(denoiser: Any) -> None:
+    """Refuse what is no model by itself.
+
+    Raises:
+        Unsupported: for what is no denoiser, or one that asks another.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise Unsupported(
+            f"found {type(denoiser).__name__}, expected a Denoiser: a network says what it predicts only together "
+            "with its conventions, rp.Denoiser(net, schedule, target, …) or objective.denoiser(net)."
+        )
+    if not denoiser.plain:
+        raise Unsupported(
+            f"found {type(denoiser).__name__}, a model around another one; take that one, and put the other around "
+            "the result."
+        )
 
 
 def load(
@@ -351,6 +390,8 @@ def load(
             or if the file is no safetensors.
         NetworkError: if the network is needed, or does not fit the weights.
     """
+    if net is not None and not isinstance(net, nn.Module):
+        raise NetworkError(f"net= is {type(net).__name__}, expected a torch.nn.Module to put the weights into.")
     header = read_header(path)
     found, predicted = _resolved(path, header, spec)
     found.conventions(predicted)
@@ -368,6 +409,11 @@ def load(
 def weights_file(where: str | Path) -> Path:
     """The weights that the folder of a run, or a path to a file, stands for."""
     path = Path(where)
+    if path.is_dir() and not (path / "model.safetensors").exists() and (path / "model_index.json").exists():
+        raise SpecError(
+            f"{path} is a pipeline of diffusers, expected a run of reparam or a .safetensors file. In Python, "
+            "rp.from_diffusers(path) opens it; reparam identify reads it as it is."
+        )
     return path / "model.safetensors" if path.is_dir() else path
 
 
@@ -452,8 +498,7 @@ def _resolved(
             f"nothing is guessed.{_marked(header)} Give a spec: rp.load(path, spec=...), or --spec, with target, "
             "schedule, time, input and t_range; reparam identify tries them on data."
         )
-    _check_marks(path, header, found, word)
-    return found, predicted
+    return _against_marks(path, header, found, word), predicted
 
 
 def stated(given: Spec | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
@@ -520,7 +565,7 @@ def _stated(path: str | Path, header: Header, word: Mapping[str, Any]) -> Spec |
         except (ValueError, RecursionError) as e:
             raise SpecError(f"the spec in {path} is not JSON: {e}.") from e
         inside = Spec.from_dict(record, f"the spec in {path}")
-    if beside(path).is_file():
+    if beside(path).exists():
         outside = Spec.from_dict(_read(beside(path)), f"the spec in {beside(path)}")
     if inside is None or outside is None:
         return inside or outside
@@ -529,10 +574,10 @@ def _stated(path: str | Path, header: Header, word: Mapping[str, Any]) -> Spec |
     settled = {*word, "overrides"} if word else set()
     if undecided := [name for name in differing if name not in settled]:
         name = undecided[0]
+        say = f", or say what it is: rp.load(path, spec={{{name!r}: ...}}), or --spec" if name in _SAID else ""
         raise SpecError(
             f"{path} and {beside(path)} contradict each other: {name} is {_shown(one[name])} in the one and "
-            f"{_shown(other[name])} in the other{_and(undecided[1:])}. Remove what is wrong, or say what it is: "
-            f"rp.load(path, spec={{{name!r}: ...}}), or --spec."
+            f"{_shown(other[name])} in the other{_and(undecided[1:])}. Remove what is wrong{say}."
         )
     return inside
 
@@ -549,15 +594,16 @@ def _marked(header: Header) -> str:
     return f" Marks in it say: {found.text()}." if found.marks else ""
 
 
-def _check_marks(path: str | Path, header: Header, spec: Spec, word: Mapping[str, Any]) -> None:
-    """Refuse a record that the marks of other programs in the same file contradict, unless the caller has said it."""
+def _against_marks(path: str | Path, header: Header, spec: Spec, word: Mapping[str, Any]) -> Spec:
+    """The record, with the marks of other programs in the same file that the caller has overruled; others refuse it."""
     from .tools.markers import read_markers
 
     found = read_markers(header.shapes, header.metadata)
-    if not found.marks or {"target", "schedule"} <= word.keys():
-        return
-    for fact, why in found.against(spec):
-        if fact not in word:
+    overruled = dict(spec.overrides or {})
+    for fact, marked, why in found.against(spec):
+        if fact not in word and fact not in overruled:
             raise SpecError(
                 f"{path} contradicts itself: {why}. Say which it is: rp.load(path, spec={{{fact!r}: ...}}), or --spec."
             )
+        overruled.setdefault(fact, {"file": marked, "given": getattr(spec, fact)})
+    return replace(spec, overrides=overruled or None, schema=SCHEMA if overruled else spec.schema)

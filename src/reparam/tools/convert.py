@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +16,16 @@ from ..denoiser import Conventions, Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SingularTime, Unsupported, unknown
 from ..networks.reexpressed import Reexpressed, linear_target
 from ..schedules import DDPM
-from ..spec import Spec, save, weights_file
-from ..targets import Target, coefficients
+from ..spec import Spec, check_plain, save, weights_file
+from ..targets import Target, aligned, coefficients
+from .check import named_target
 
 #: In what form a model is written.
 FORMATS = ("reparam", "diffusers")
 #: Where the network, its conventions and the record of training come from, in the record of a converted model.
 ORIGIN = "converted_from"
+#: Endings of files: not what somebody calls a folder.
+_NO_FOLDER = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".npz", ".npy", ".json", ".yaml", ".onnx", ".gguf")
 
 
 def reexpress(
@@ -52,11 +56,7 @@ def reexpress(
         Unsupported: for what is no plain model, for a target that is code, or two different bases.
         Conflict: if ``to`` is another likelihood than the model's.
     """
-    if type(denoiser).forward is not Denoiser.forward:
-        raise Unsupported(
-            f"found {type(denoiser).__name__}, a model around another one; convert that one, and put the other around "
-            "the result."
-        )
+    check_plain(denoiser)
     source, net = _origin(denoiser)
     source = replace(source, t_range=denoiser.t_range if t_range is None else t_range)
     wanted = _likelihood(denoiser, to)
@@ -110,7 +110,9 @@ def _but_target(likelihood: Gaussian) -> dict[str, Any]:
 
 def _keep_record(denoiser: Denoiser, found: Denoiser) -> None:
     """Hand on the record of training, with the spec of the first model where the result is not that one again."""
-    found.training_record, found.overrides = denoiser.training_record, denoiser.overrides
+    # What was said of the first network's target stays with the record of that one.
+    kept = {k: v for k, v in (denoiser.overrides or {}).items() if k not in ("target", "network")}
+    found.training_record, found.overrides = denoiser.training_record, kept or None
     record = denoiser.training_record or {}
     try:
         first = record.get(ORIGIN) or Spec.of(denoiser).to_dict()
@@ -119,7 +121,8 @@ def _keep_record(denoiser: Denoiser, found: Denoiser) -> None:
         return
     again = first["target"] == now
     found.training_record = first["training"] if again else {**record, ORIGIN: first}
-    found.overrides = first.get("overrides") if again else None
+    if again:
+        found.overrides = {**(first.get("overrides") or {}), **kept} or None
 
 
 def _times(c: Conventions) -> Tensor:
@@ -146,12 +149,30 @@ def _refuse_singular(source: Conventions, kind: Target) -> None:
 
 def _singular(what: str, source: Conventions, kind: Target) -> SingularTime:
     low, high = source.t_range
-    ends = (low + (high - low) / 1000, high - (high - low) / 50)
-    low, high = (v if _fine(v, source, kind) else other for v, other in zip((low, high), ends, strict=True))
+    where = f"{what} The model is for t in [{low:g}, {high:g}]; "
+    left = _longest_fine(source, kind)
+    if left is None:
+        return SingularTime(f"{where}there is no part of it where that works. Choose another target.")
     return SingularTime(
-        f"{what} The model is for t in [{source.t_range[0]:g}, {source.t_range[1]:g}]; leave that time out, for "
-        f"example t_range (--t-range) [{low:g}, {high:g}], or choose another target."
+        f"{where}leave that time out, for example t_range (--t-range) [{left[0]:.4g}, {left[1]:.4g}], or choose "
+        "another target."
     )
+
+
+def _longest_fine(source: Conventions, kind: Target) -> tuple[float, float] | None:
+    """The longest part of t_range that stays clear of what is singular."""
+    low, high = source.t_range
+    gap = (high - low) / 100
+    lost = [t for t in kind.singular_times(source.schedule, source.t_range) if low < t < high]
+
+    def clear(t: float) -> bool:
+        return _fine(t, source, kind) and all(abs(t - at) > gap / 2 for at in lost)
+
+    # Beside an end that is lost: a little from the data, more from the noise, where errors are largest.
+    times = [low, low + gap / 10, *(low + gap * k for k in range(1, 99)), high]
+    runs = [list(run) for fine, run in itertools.groupby(times, clear) if fine]
+    longest = max(runs, key=len, default=[])
+    return (longest[0], longest[-1]) if len(longest) > 1 else None
 
 
 def _fine(t: float, source: Conventions, kind: Target) -> bool:
@@ -163,12 +184,23 @@ def _fine(t: float, source: Conventions, kind: Target) -> bool:
 
 
 def worst_condition(denoiser: Denoiser) -> tuple[float, float]:
-    """(κ, t): where the conversion inside a model loses most to rounding; (1, the end) where there is none."""
+    r"""(κ, t): where the conversion inside a model costs its x0 most; (1, the end) where there is none.
+
+    κ is that of the map times the amplification of the new target, :math:`\kappa\,(|p'| + |q'|)\,\sigma/|\Delta'|`:
+    an error of one rounding of the network's output becomes at most one of κ roundings in x0, of size one.
+    """
     c, net = denoiser.conventions, denoiser.net
     if not isinstance(net, Reexpressed):
         return 1.0, c.t_range[1]
     t = _times(c)
-    kappa = net.source.condition(t, net.schedule, net.wanted).reshape(len(t), -1).amax(1)
+    p, q, grown, kappa = aligned(
+        t,
+        *net.wanted.rows(t, net.schedule),
+        net.wanted.amplification(t, net.schedule).x0,
+        net.source.condition(t, net.schedule, net.wanted),
+    )
+    # At σ = 0 nothing is left to amplify, where a row may be infinite.
+    kappa = (kappa * (p.abs() + q.abs()) * grown).nan_to_num(0.0).reshape(len(t), -1).amax(1)
     worst = int(kappa.argmax())
     return float(kappa[worst]), float(t[worst])
 
@@ -181,7 +213,7 @@ class Conversion:
         out: where it is. format: in which form.
         source, to: what it predicted, and what it predicts now, as plain data.
         t_range: the times it is for.
-        condition, at: by how much rounding grows at worst, and at which t.
+        condition, at: by how much rounding grows at worst on the way to x0, and at which t.
     """
 
     out: str
@@ -198,13 +230,18 @@ class Conversion:
         """The result as plain data."""
         return dict(vars(self))
 
+    def _rounding(self) -> str:
+        return (
+            f"an error of one rounding in its output is at most {self.condition:.3g} of them in x0 (at t = {self.at:g})"
+        )
+
     def text(self) -> str:
         """For a reader."""
         was, now = (prediction(config).words for config in (self.source, self.to))
         if self.source == self.to:
             what = f"it predicts {now}, as before"
         else:
-            what = f"it predicted {was}; now {now}\nrounding grows by at most {self.condition:.3g}, at t = {self.at:g}"
+            what = f"it predicted {was}; now {now}\n{self._rounding()}"
         what = "\n".join([what, *self.notes])
         return f"{what}\n{self.format} model for t in [{self.t_range[0]:g}, {self.t_range[1]:g}]: {self.out}"
 
@@ -240,16 +277,25 @@ def convert_model(
     weights = weights_file(where)
     model = opened(weights, recipe_beside(weights), spec)
     own = model.conventions.predicted()
-    made = reexpress(model, own if to is None else to, t_range=t_range)
+    made = reexpress(model, own if to is None else _asked(to), t_range=t_range)
     path, notes = (_to_diffusers if form == "diffusers" else _written)(made, Path(out), weights)
     kappa, at = worst_condition(made)
     now = made.conventions.predicted().config()
     return Conversion(str(path), form, own.config(), now, list(made.t_range), kappa, at, notes)
 
 
+def _asked(to: str | dict[str, Any]) -> Any:
+    """What was asked for: a name, a mapping, or a row p=…,q=…"""
+    if isinstance(to, dict) and "name" not in to:
+        raise ReparamError(f"--to: a mapping has the name of a target, {{name: v}}; found {to}.")
+    return named_target(to) if isinstance(to, str) and not to.endswith(".py") else to
+
+
 def _to_diffusers(model: Denoiser, out: Path, source: Path) -> tuple[Path, list[str]]:
     from ..interop import to_diffusers
 
+    if out.suffix in (".safetensors", *_NO_FOLDER):
+        raise OutputError(f"--out {out}: a pipeline of diffusers is a folder; expected the name of one.")
     if isinstance(model.net, Reexpressed):
         raise Unsupported(
             f"diffusers loads a network, and no map around one: the network in {source} predicts "
@@ -260,9 +306,14 @@ def _to_diffusers(model: Denoiser, out: Path, source: Path) -> tuple[Path, list[
 
 
 def _written(model: Denoiser, out: Path, source: Path) -> tuple[Path, list[str]]:
+    if out.suffix in _NO_FOLDER and not out.is_dir():
+        raise OutputError(f"--out {out}: expected a name that ends in .safetensors, or a folder.")
     path = out if out.suffix == ".safetensors" else out / "model.safetensors"
     if path.exists() and path.samefile(source):
         raise OutputError(f"{path} is the model itself; choose another place (--out).")
+    if path.exists() or (path.parent / "recipe.yaml").exists():
+        what = f"{path} exists" if path.exists() else f"{path.parent} is the folder of a run"
+        raise OutputError(f"{what}; nothing was touched. Choose another place (--out), or remove it first.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -106,20 +106,22 @@ class Markers:
             "contradictions": self.contradictions,
         }
 
-    def against(self, spec: Spec) -> Iterator[tuple[str, str]]:
-        """Where a spec says otherwise: (its field, in words)."""
+    def against(self, spec: Spec) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Where a spec says otherwise: (its field, what that is by the mark, in words)."""
         kind, steps = spec.target, spec.schedule
         kind = kind.get("target", kind) if kind.get("name") == "gaussian" else kind
         predicted = str(kind.get("name") if isinstance(kind, dict) else kind)
         predicted = TYPES.get(predicted, predicted)
         for mark in self.marks:
             if mark.fact == PREDICTS and not _together(mark.value, predicted):
-                yield "target", f"its spec says that it predicts {predicted}, and {mark.where} {_words(mark.value)}"
+                why = f"its spec says that it predicts {predicted}, and {mark.where} {_words(mark.value)}"
+                yield "target", {"name": mark.value}, why
             # Betas that are a list of numbers may end in pure noise by themselves.
             if mark.fact == ZERO_SNR and steps.get("name") == "ddpm" and isinstance(steps.get("betas", ""), str):
                 zero = bool(steps.get("zero_terminal_snr", False))
                 if zero != mark.value:
-                    yield "schedule", f"{ZERO_SNR} is {_words(zero)} by its spec, {_words(mark.value)} by {mark.where}"
+                    why = f"{ZERO_SNR} is {_words(zero)} by its spec, {_words(mark.value)} by {mark.where}"
+                    yield "schedule", {**steps, "zero_terminal_snr": mark.value}, why
 
     def _agreed(self, fact: str) -> Any:
         values = [m.value for m in self.marks if m.fact == fact]
