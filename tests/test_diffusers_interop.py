@@ -220,6 +220,159 @@ def test_flow_matching_gives_their_images(shift, sampler):
     assert_same(rp.sample(denoiser, noise(), sampler=sampler, times=times), *theirs(pipe, 8))
 
 
+TEXT = {"num_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 8}
+ROPE = {"attention_head_dim": 16, "axes_dims_rope": (4, 4, 8)}
+GRID = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4}
+POOLED = {"attention_head_dim": 8, "caption_projection_dim": 16}
+
+
+def flow_model(name):
+    """A transformer, the shape of its data, and its conditions."""
+    torch.manual_seed(5)
+    words = {"encoder_hidden_states": torch.randn(2, 3, 8)}
+    pooled = words | {"pooled_projections": torch.randn(2, 8)}
+    grid = (2, 4, 8, 8)
+    if name == "flux":
+        made = diffusers.FluxTransformer2DModel(
+            patch_size=1, in_channels=4, num_single_layers=1, pooled_projection_dim=8, **TEXT, **ROPE
+        )
+        return made.eval(), (2, 4, 4), pooled | {"img_ids": torch.zeros(4, 3), "txt_ids": torch.zeros(3, 3)}
+    if name == "qwen":
+        made = diffusers.QwenImageTransformer2DModel(patch_size=2, in_channels=16, out_channels=4, **TEXT, **ROPE)
+        mask = {"encoder_hidden_states_mask": torch.ones(2, 3, dtype=torch.int64)}
+        return made.eval(), (2, 4, 16), words | mask | {"img_shapes": [[(1, 2, 2)]] * 2}
+    if name == "sd3":
+        made = diffusers.SD3Transformer2DModel(pooled_projection_dim=8, **TEXT, **GRID, **POOLED)
+        return made.eval(), grid, pooled
+    if name == "aura":
+        layers = {"num_mmdit_layers": 1, "num_single_dit_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 8}
+        made = diffusers.AuraFlowTransformer2DModel(pos_embed_max_size=16, **layers, **GRID, **POOLED)
+        return made.eval(), grid, words
+    if name == "sana":
+        made = diffusers.SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=8,
+            timestep_scale=0.5,
+        )  # fmt: skip
+        return made.eval(), grid, words
+    heads = {"num_attention_heads": 2, "num_kv_heads": 1, "axes_dim_rope": (4, 2, 2), "axes_lens": (20, 20, 20)}
+    made = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, multiple_of=4, cap_feat_dim=8,
+        **heads,
+    )  # fmt: skip
+    return made.eval(), grid, words | {"encoder_attention_mask": torch.ones(2, 3, dtype=torch.bool)}
+
+
+#: What their pipelines make of the scheduler's timestep of 0 … 1000, and of what the network returns.
+PIPELINES = {
+    "flux": (lambda t: t / 1000, 1),
+    "qwen": (lambda t: t / 1000, 1),
+    "aura": (lambda t: t / 1000, 1),
+    "sd3": (lambda t: t, 1),
+    "sana": (lambda t: t * 0.5, 1),
+    "lumina2": (lambda t: 1 - t / 1000, -1),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_flow_transformers_are_called_as_their_pipelines_do(name, tmp_path):
+    model, shape, cond = flow_model(name)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    denoiser = rp.from_diffusers(model, scheduler)
+    given, sign = PIPELINES[name]
+    x = state = noise(shape)
+    scheduler.set_timesteps(3)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            out = sign * model(hidden_states=state, timestep=given(t).expand(2), return_dict=False, **cond)[0]
+            state = scheduler.step(out, t, state).prev_sample
+    times = interop.times_of(scheduler, 3)
+    x = rp.sample(denoiser, start=noise(shape), sampler="euler", times=times, cond=cond)
+    torch.testing.assert_close(x, state, rtol=1e-4, atol=1e-4)
+    # And it goes back: written as the same pipeline would call it, and read alike.
+    with quiet():
+        rp.to_diffusers(denoiser, tmp_path / "out")
+        again = rp.from_diffusers(tmp_path / "out")
+    assert (again.conventions, again.net.config) == (denoiser.conventions, denoiser.net.config)
+    assert _scheduler(tmp_path / "out").config.num_train_timesteps == 1000
+    if name == "lumina2":
+        wrong = rp.Denoiser(DiffusersModel.of(model), rp.RectifiedFlow(), "velocity", time="1-t")
+        with pytest.raises(Unsupported, match="negative of a target.*Lumina2"):
+            rp.to_diffusers(wrong, tmp_path / "wrong")
+
+
+@pytest.mark.slow
+def test_their_pipelines_call_flow_transformers_so(monkeypatch):
+    """The table above, from the pipelines themselves."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    nothing = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    second = dict.fromkeys(("text_encoder_2", "tokenizer_2"))
+    third = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
+    mask, plain = {"prompt_attention_mask": torch.ones(1, 3, dtype=torch.bool)}, {"guidance_scale": 1.0}
+    kinds = {
+        "flux": ("FluxPipeline", second, {}, 32),
+        "qwen": ("QwenImagePipeline", {}, {"prompt_embeds_mask": torch.ones(1, 3, dtype=torch.int64)}, 32),
+        "aura": ("AuraFlowPipeline", {}, mask | plain, 64),
+        "sd3": ("StableDiffusion3Pipeline", second | third, plain, 64),
+        "lumina2": ("Lumina2Pipeline", {}, mask | plain, 64),
+    }
+    for name, (kind, parts, options, size) in kinds.items():
+        model, _, _ = flow_model(name)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        pipe = getattr(diffusers, kind)(transformer=model, scheduler=scheduler, **nothing, **parts)
+        pipe.set_progress_bar_config(disable=True)
+        calls, steps, forward, step = [], [], model.forward, scheduler.step
+
+        def called(*args, calls=calls, forward=forward, **kwargs):
+            calls.append((kwargs["timestep"], forward(*args, **kwargs)[0]))
+            return calls[-1][1:]
+
+        def stepped(out, t, x, steps=steps, step=step, **kwargs):
+            steps.append((out, t))
+            return step(out, t, x, **kwargs)
+
+        monkeypatch.setattr(model, "forward", called)
+        monkeypatch.setattr(scheduler, "step", stepped)
+        if name in ("flux", "sd3"):
+            options = options | {"pooled_prompt_embeds": torch.randn(1, 8)}
+        words = torch.randn(1, 3, 8)
+        pipe(prompt_embeds=words, height=size, width=size, num_inference_steps=2, output_type="latent", **options)
+        given, sign = PIPELINES[name]
+        assert len(calls) == len(steps) == 2
+        for (time, out), (taken, t) in zip(calls, steps, strict=True):
+            torch.testing.assert_close(time, given(t).expand(1))
+            assert torch.equal(taken, sign * out)
+
+
+def test_the_time_of_a_flow_model_is_not_guessed(tmp_path):
+    flow, table = diffusers.FlowMatchEulerDiscreteScheduler(), ddim()
+    with pytest.raises(SpecError, match="no scheduler says which time.*DiTTransformer2DModel.*say time='t'"):
+        rp.from_diffusers(dit(), flow)
+    x, labels = noise((2, 4, 8, 8)), torch.tensor([1, 3])
+    for word, seen in {"t": 0.3, "1-t": 0.7, "1000t": 300.0}.items():
+        model = dit()
+        with quiet(), torch.no_grad():
+            denoiser = rp.from_diffusers(model, flow, time=word)
+            out = model(x, torch.full((2,), seen), class_labels=labels).sample[:, :4]
+            found = denoiser(x, 0.3, class_labels=labels).mean
+        torch.testing.assert_close(found, x - 0.3 * out, rtol=1e-4, atol=1e-4)
+        assert denoiser.overrides is None  # nobody had said otherwise
+    with pytest.warns(UserWarning, match="UNet2DModel its time as '1000t'; 't' was given"):
+        denoiser = rp.from_diffusers(unet(), flow, time="t")
+    assert denoiser.overrides == {"time": {"file": "1000t", "given": "t"}}
+    rp.save(denoiser, tmp_path / "m.safetensors")
+    again = rp.load(tmp_path / "m.safetensors")
+    assert (again.conventions.time, again.overrides) == ("t", denoiser.overrides)
+    assert rp.from_diffusers(unet(), flow, time="1000t").overrides is None
+    with pytest.raises(UnknownName, match="time of a flow model 'step'"):
+        rp.from_diffusers(unet(), flow, time="step")
+    with pytest.raises(Unsupported, match="time= is of flow models, and DDIMScheduler"):
+        rp.from_diffusers(unet(), table, time="t")
+    odd = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500)
+    with pytest.raises(SpecError, match="Lumina2Transformer2DModel where a scheduler counts to 500"):
+        rp.from_diffusers(flow_model("lumina2")[0], odd)
+
+
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm_gives_their_images_from_the_same_draws(variance):
     scheduler = diffusers.DDPMScheduler(
@@ -237,10 +390,11 @@ def test_ddpm_gives_their_images_from_the_same_draws(variance):
 def walked(scheduler, model, x, steps):
     """Their loop, for schedulers that no pipeline of pictures takes."""
     scheduler.set_timesteps(steps)
-    x = x * scheduler.init_noise_sigma
+    x = x * getattr(scheduler, "init_noise_sigma", 1)
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(model(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+            x = scheduler.step(model(scaled(x, t), t).sample, t, x).prev_sample
     return x
 
 
@@ -266,15 +420,36 @@ def test_solvers_of_a_table_state_the_same_process(kind):
     assert (denoiser.target, denoiser.conventions.time) == (rp.targets.V(), "step")
 
 
-def test_euler_of_a_table_is_our_ddim():
-    scheduler = diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    model = unet()
-    state = walked(scheduler, model, noise(), 8)
+#: The states of Euler are x_t/α, those of EDM begin at sqrt(σ_max² + 1), and those of DDIM at 1 whatever σ is.
+STARTS = {
+    "euler_leading": ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "euler_trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "edm": ("EDMEulerScheduler", {"sigma_max": 3.0}),
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "leading", "clip_sample": False}),
+    "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_their_loop_from_their_start_is_our_ddim(name):
+    kind, settings = STARTS[name]
+    told = {} if name == "flow" else {"prediction_type": "v_prediction"}
+    scheduler, model = getattr(diffusers, kind)(**settings, **told), unet()
     denoiser = rp.from_diffusers(model, scheduler)
-    times = interop.times_of(scheduler, 8)
-    scale = float(denoiser.schedule.alpha(times[0]))  # their state is x_t/α
-    x = rp.sample(denoiser, start=noise() * scheduler.init_noise_sigma * scale, sampler="ddim", times=times)
-    torch.testing.assert_close(x, state, rtol=1e-4, atol=1e-4)
+    start, times = interop.start_of(scheduler, noise(), 5), interop.times_of(scheduler, 5)
+    x = rp.sample(denoiser, start=start, sampler="ddim", times=times)
+    torch.testing.assert_close(x, walked(scheduler, model, noise(), 5), rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_is_of_the_noise_that_their_state_has():
+    """By the closed forms: theirs is x_t/α for Euler, where α = 1/sqrt(1 + σ²)."""
+    euler = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing", beta_schedule="scaled_linear")
+    variance = float(euler.alphas_cumprod[-1])
+    torch.testing.assert_close(interop.start_of(euler, noise(), 4), noise() * (1 - variance) ** 0.5)
+    # Their step of DDIM stands at less noise than 1, and is given noise of 1 all the same.
+    assert torch.equal(interop.start_of(ddim(timestep_spacing="leading"), noise(), 4), noise())
+    edm = diffusers.EDMEulerScheduler(sigma_max=3.0)
+    torch.testing.assert_close(interop.start_of(edm, noise(), 4), noise() * 10**0.5)
 
 
 def test_a_solver_of_flow_matching():
@@ -330,9 +505,17 @@ def test_the_callers_word_wins_and_is_recorded():
         assert rp.from_diffusers(unet(), scheduler, prediction_type="v").overrides is None
 
 
-def test_a_default_that_nobody_stated_is_said():
-    with pytest.warns(UserWarning, match="does not say what the network predicts.*'epsilon'"):
-        rp.from_diffusers(unet(), diffusers.DDIMScheduler(clip_sample=False))
+def test_a_default_that_nobody_stated_is_not_taken(tmp_path):
+    """A scheduler, a pipeline and a folder alike."""
+    silent = diffusers.DDIMScheduler(clip_sample=False)
+    assert silent.config.prediction_type == "epsilon"
+    for source in (lambda: (unet(), silent), lambda: (diffusers.DDIMPipeline(unet(), silent),)):
+        with pytest.raises(SpecError, match="nothing is guessed.*prediction_type='epsilon'"):
+            rp.from_diffusers(*source())
+    assert rp.from_diffusers(unet(), silent, "epsilon").overrides is None
+    # Saved, it says so.
+    silent.save_pretrained(tmp_path)
+    assert rp.from_diffusers(unet(), tmp_path).target == rp.targets.Eps()
 
 
 def test_clipping_is_said_and_neither_done_nor_lost():
@@ -418,12 +601,56 @@ def test_another_scheduler_in_place_of_its_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rp.from_diffusers(pipe, solver).target == rp.targets.V()
-    # A solver that was made anew and not told: diffusers would sample noise prediction, without a word.
-    with pytest.raises(SpecError, match="contradiction: its own scheduler.*'v_prediction'.*'epsilon'"):
-        rp.from_diffusers(pipe, diffusers.DPMSolverMultistepScheduler())
+        # A solver that was made anew and not told says nothing: with it, diffusers would sample noise prediction.
+        assert rp.from_diffusers(pipe, diffusers.DPMSolverMultistepScheduler()).target == rp.targets.V()
     with pytest.warns(UserWarning, match="'sample' was given"):
         found = rp.from_diffusers(pipe, ddim(prediction_type="sample"))
     assert found.overrides == {"target": {"file": {"name": "v"}, "given": {"name": "x0"}}}
+
+
+def test_what_is_no_scheduler(tmp_path):
+    for wrong, says in ((42, "found int"), (diffusers.DDIMScheduler, "the class DDIMScheduler")):
+        for use in (interop.schedule_of, lambda s: interop.times_of(s, 3), lambda s: rp.from_diffusers(unet(), s)):
+            with pytest.raises(SpecError, match=f"{says}.*expected a scheduler"):
+                use(wrong)
+    diffusers.DDIMPipeline(unet(), ddim()).save_pretrained(tmp_path / "whole")
+    with pytest.raises(SpecError, match="no folder .*nofolder; expected one that a scheduler"):
+        rp.from_diffusers(unet(), tmp_path / "whole" / "nofolder")  # the one beside it is not meant
+    with pytest.raises(SpecError, match=r"holds no scheduler_config\.json"):
+        rp.from_diffusers(unet(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "steps", "says"),
+    [
+        ("HeliosScheduler", {}, 4, "3 stages"),
+        ("HeliosDMDScheduler", {}, 4, "3 stages"),
+        ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, 4, "from data to noise"),
+        ("DDIMInverseScheduler", {}, 4, "from data to noise"),
+        ("EulerDiscreteScheduler", {}, 5, r"\(linspace\) lie between.*timestep_spacing='trailing'"),
+        ("KDPM2DiscreteScheduler", {"timestep_spacing": "trailing"}, 4, "not KDPM2"),
+        ("DDIMScheduler", {}, 5000, "cannot be set to 5000 steps"),
+        ("DDIMScheduler", {}, 0, "1 or more, found 0"),
+        ("DDIMScheduler", {}, 4.5, "found 4.5"),
+    ],
+)
+def test_steps_that_are_not_a_grid_of_times(kind, settings, steps, says):
+    with pytest.raises(Unsupported, match=says):
+        interop.times_of(getattr(diffusers, kind)(**settings), steps)
+
+
+def test_a_pipeline_of_two_networks_is_refused(tmp_path):
+    class Two:
+        def __init__(self):
+            flow = diffusers.FlowMatchEulerDiscreteScheduler()
+            self.components = {"transformer": dit(), "transformer_2": dit(), "scheduler": flow}
+
+    with pytest.raises(Unsupported, match="Two has two networks.*t_range"):
+        rp.from_diffusers(Two())
+    for part in ("transformer", "transformer_2"):
+        dit().save_pretrained(tmp_path / part)
+    with pytest.raises(Unsupported, match="two networks"):
+        rp.from_diffusers(tmp_path)
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -665,11 +892,24 @@ def test_what_diffusers_has_no_name_for_is_refused_by_name(make, says, tmp_path)
 
 
 def test_what_would_come_out_otherwise_is_said(tmp_path):
-    assert rp.to_diffusers(ours("flow", data={"min": -1.0, "max": 1.0}), tmp_path / "flow") == []
+    (grid,) = rp.to_diffusers(ours("flow", data={"min": -1.0, "max": 1.0}), tmp_path / "flow")
+    assert "least noise" in grid
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path / "flow")
+    images, state = theirs(pipe, 7)
+    same = rp.sample(ours("flow"), noise(), sampler="euler", times=interop.times_of(pipe.scheduler, 7))
+    assert_same(same, images, state)
+    even = rp.sample(ours("flow"), noise(), sampler="euler", steps=7)
+    assert float((even - state).abs().max()) > 1e-3
     notes = rp.to_diffusers(ours("sample", data={"min": -2.5, "max": 3.0}, t_range=(0.1, 1)), tmp_path / "sample")
     assert [n for n in notes if "-2.5 to 3" in n]
     assert [n for n in notes if "sigma is 0.9977" in n]
     assert [n for n in notes if "more than 10 steps" in n]
+
+
+@pytest.mark.parametrize("wrong", [None, nn.Linear(1, 1), "runs/mine"])
+def test_only_a_denoiser_is_written(wrong, tmp_path):
+    with pytest.raises(NetworkError, match="expected a denoiser: rp.load"):
+        rp.to_diffusers(wrong, tmp_path / "out")
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -1,12 +1,13 @@
 """diffusers' models as denoisers, and ours in diffusers' pipelines.
 
 Every convention is read from what a model's scheduler states: its table of noise levels, what the network
-predicts, which time it is given. Where nothing is stated, or two places contradict each other, nothing is
-guessed: the caller's word decides, and is recorded.
+predicts. Where nothing is stated, or two places contradict each other, nothing is guessed: the caller's word
+decides, and is recorded.
 
 In diffusers pictures lie in [−1, 1]; its integer step k of a table of T is our t = (k + 1)/T; its flow-matching
-σ is our t, the network being given 1000 t and predicting ε − x0, the velocity; the EDM schedulers' network is EDM's
-F, or its negative ("v_prediction").
+σ is our t, and the network predicts ε − x0, the velocity; which time it is given then, and whether its negative, no
+scheduler says, and is known by the model's class; the EDM schedulers' network is EDM's F, or its negative
+("v_prediction").
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .errors import NetworkError, OutputError, SpecError, Unsupported
+from .errors import NetworkError, OutputError, SpecError, Unsupported, unknown
 from .files import read_header
 from .networks import DiffusersModel, UNet
-from .networks.diffusers_model import model_class
+from .networks.diffusers_model import FLOW_CALLS, FlowCall, model_class
 from .schedules import BETAS, DDPM, VE, RectifiedFlow, Schedule
 from .targets import ALIASES, Target, target
 from .tools.markers import NOT_V, ZERO_SNR, read_markers
@@ -41,9 +42,11 @@ _TABLES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap
 _PREDICTIONS = {ours: theirs for theirs, ours in ALIASES.items()}
 #: Where a pipeline keeps the network that denoises.
 _PARTS = ("unet", "transformer")
+#: And a second one, for the times at which the first is not asked.
+_SECOND = "transformer_2"
 _OWN = "its own "
-#: Of what nobody stated.
-_DEFAULT = "diffusers' default"
+#: The times that a flow model can be given.
+_FLOW_TIMES = ("t", "1-t", "1000t")
 #: α of their table, of float32, against ours.
 _CLOSE = 3e-5
 
@@ -53,6 +56,7 @@ def from_diffusers(
     scheduler: Any = None,
     prediction_type: Target | str | dict[str, Any] | None = None,
     *,
+    time: str | None = None,
     t_range: tuple[float, float] | None = None,
     data: dict[str, Any] | None = None,
 ) -> Denoiser:
@@ -68,12 +72,15 @@ def from_diffusers(
         scheduler: a scheduler, or its folder, in place of the pipeline's own; needed beside a model alone.
         prediction_type: what the network predicts, by diffusers' name, ours, or as a target: the caller's word, which
             wins over what is stated.
+        time: which time a flow model is given for the scheduler's σ: "t" (σ), "1-t" (1 − σ) or "1000t" (the
+            scheduler's timestep). Needed where reparam does not know a pipeline of its class; wins where it does.
         t_range: where to use it; needed for noise prediction at zero terminal SNR, for example (0, 0.98).
         data: what is known of its data, in addition.
 
     Raises:
-        SpecError: if it is nowhere stated what the network predicts, if statements contradict each other and no
-            prediction_type is given, or if a folder cannot be read.
+        SpecError: if it is nowhere stated what the network predicts (a default of diffusers states nothing) or which
+            time a flow model is given, if statements contradict each other and no prediction_type is given, or if a
+            scheduler or a folder cannot be read.
         SingularTime: if x0 does not follow from the prediction inside t_range.
         Unsupported: for a scheduler of another kind of process.
         NetworkError: if the model is not called as model(data, timestep), or diffusers is not installed.
@@ -84,8 +91,8 @@ def from_diffusers(
             f"{type(found.model).__name__} comes without a scheduler, and a model of diffusers alone does not say what "
             "it predicts or under which noise; give one: from_diffusers(model, scheduler)."
         )
-    process = _process(found.scheduler)
     meaning = _decided(found, found.word if prediction_type is None else prediction_type)
+    process = _called(found, _process(found.scheduler), time)
     _check_end(found, process.schedule)
     net = DiffusersModel.of(found.model, time_scale=process.time_scale, sign=meaning.sign)
     found.notes += _remarks(found.scheduler, net)
@@ -122,8 +129,8 @@ def schedule_of(scheduler: Any) -> Schedule:
 def times_of(scheduler: Any, steps: int, mu: float | None = None) -> list[float]:
     """The falling times at which a scheduler of diffusers would ask the network, and where it ends.
 
-    For ``times=`` of :func:`reparam.sample`, with ``start=`` their noise: diffusers begins from unit noise wherever
-    its first step stands, and ends at the first entry of the table in place of 0 under ``set_alpha_to_one=False``.
+    For ``times=`` of :func:`reparam.sample`, with ``start=`` from :func:`start_of`. It ends at the first entry of the
+    table in place of 0 under ``set_alpha_to_one=False``.
 
     Args:
         scheduler: a scheduler, or a pipeline with one. It is not changed.
@@ -131,13 +138,11 @@ def times_of(scheduler: Any, steps: int, mu: float | None = None) -> list[float]
         mu: of a flow-matching scheduler with dynamic shifting.
 
     Raises:
-        Unsupported: if its steps lie between those of its table, or mu is needed.
+        SpecError: if it is no scheduler.
+        Unsupported: if its steps lie between those of its table, run from data to noise, or cannot be that many; if mu
+            is needed.
     """
-    scheduler = copy.deepcopy(getattr(scheduler, "scheduler", scheduler))
-    process = _process(scheduler)
-    if scheduler.config.get("use_dynamic_shifting") and mu is None:
-        raise Unsupported(f"{type(scheduler).__name__} shifts its steps by the size of the picture; give mu=.")
-    scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+    scheduler, process = _set(scheduler, steps, mu)
     if isinstance(process.schedule, DDPM):
         return _table_times(scheduler, process.schedule)
     sigmas = scheduler.sigmas.double()
@@ -151,6 +156,27 @@ def times_of(scheduler: Any, steps: int, mu: float | None = None) -> list[float]
     return _distinct(times.tolist())
 
 
+def start_of(scheduler: Any, noise: Tensor, steps: int, mu: float | None = None) -> Tensor:
+    """Where diffusers' loop begins from unit noise, as x at the first of :func:`times_of`.
+
+    For ``start=`` of :func:`reparam.sample`. Theirs begins from σ_max ε or sqrt(σ_max² + 1) ε in some, and from ε
+    itself in others, wherever the first step stands; the states of the Euler and Heun kinds are x_t/α besides.
+
+    Args:
+        scheduler, steps, mu: as of :func:`times_of`.
+        noise: what their pipeline draws, of variance 1.
+
+    Raises:
+        SpecError, Unsupported: as of :func:`times_of`.
+    """
+    scheduler, process = _set(scheduler, steps, mu)
+    x: Tensor = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    if isinstance(process.schedule, DDPM):
+        # A network of a table is shown x_t, whatever the state is.
+        x = scheduler.scale_model_input(x, scheduler.timesteps[0])
+    return x
+
+
 def to_diffusers(denoiser: Denoiser, folder: str | Path) -> list[str]:
     """Write a denoiser as a folder that diffusers loads without reparam: network, scheduler and, where diffusers has
     one that can call the network, a pipeline.
@@ -158,7 +184,7 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path) -> list[str]:
     The network is diffusers' own (:class:`reparam.networks.UNet` is its UNet2DModel). Under a DDPM table,
     ``time: step``, it predicts eps, x0 or v and becomes a DDIMPipeline with "trailing" steps, without clipping; on
     rectified flow, ``time: 1000t``, it predicts velocity and becomes a DDPMPipeline with a
-    FlowMatchEulerDiscreteScheduler.
+    FlowMatchEulerDiscreteScheduler; models that came from diffusers, as their own pipelines call them.
 
     Args:
         denoiser: the model.
@@ -168,11 +194,12 @@ def to_diffusers(denoiser: Denoiser, folder: str | Path) -> list[str]:
         What a user of the folder should know.
 
     Raises:
+        NetworkError: if it is no denoiser.
         Unsupported: for anything that diffusers has no name for; the message says what.
         OutputError: if the folder is not empty, or cannot be written.
     """
     model = _model_of(denoiser)
-    scheduler = _scheduler_for(denoiser)
+    scheduler = _scheduler_for(denoiser, model)
     folder = Path(folder)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -207,7 +234,7 @@ class _Found:
     zero_snr: dict[str, bool] = field(default_factory=dict)
     #: Pictures in [−1, 1] (True), latents (False), or unknown.
     pictures: bool | None = None
-    #: The scheduler is the caller's; and what it says, not by default, that the network predicts.
+    #: The scheduler is the caller's; and what it says that the network predicts.
     given: bool = False
     word: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -235,15 +262,35 @@ def _found(source: Any, scheduler: Any) -> _Found:
         return found
     # What the model came with is still said, and may contradict: a solver put in its place often forgets the type.
     found.stated = {_OWN + place if place.startswith("scheduler") else place: w for place, w in found.stated.items()}
-    found.notes, found.given = [], True
-    if isinstance(scheduler, str | Path):
-        found.scheduler, stated = _read_scheduler(_scheduler_folder(Path(scheduler)) or Path(scheduler))
-    else:
-        found.scheduler, stated = scheduler, _stated(scheduler, found.notes)
+    found.given = True
+    found.scheduler = _given_scheduler(scheduler)
+    stated = _stated(found.scheduler)
     found.stated |= stated
-    if stated and not found.notes:
+    if stated:
         found.word = next(iter(stated.values()))
     return found
+
+
+def _given_scheduler(scheduler: Any) -> Any:
+    if not isinstance(scheduler, str | Path):
+        return _checked(scheduler)
+    path = Path(scheduler)
+    if not path.is_dir():
+        raise SpecError(f"no folder {path}; expected one that a scheduler of diffusers was saved to, or a scheduler.")
+    where = _scheduler_folder(path)
+    if where is None:
+        raise SpecError(f"{path} holds no scheduler_config.json, and neither does scheduler in it or beside it.")
+    return _read_scheduler(where)
+
+
+def _checked(scheduler: Any) -> Any:
+    """A scheduler that is one."""
+    if isinstance(scheduler, type):
+        name = scheduler.__name__
+        raise SpecError(f"found the class {name}, expected a scheduler of diffusers: {name}(…), with its settings.")
+    if not isinstance(getattr(scheduler, "config", None), Mapping):
+        raise SpecError(f"found {type(scheduler).__name__}, expected a scheduler of diffusers.")
+    return scheduler
 
 
 def _in_memory(source: Any) -> _Found:
@@ -261,10 +308,19 @@ def _in_memory(source: Any) -> _Found:
             f"{type(source).__name__} has none of the parts {', '.join(_PARTS)}; give the model itself and its "
             "scheduler."
         )
+    if parts.get(_SECOND) is not None:
+        raise _two_networks(type(source).__name__)
     found = _Found(model, parts.get("scheduler"), pictures=not _compressed(parts))
     if found.scheduler is not None:
-        found.stated = _stated(found.scheduler, found.notes)
+        found.stated = _stated(_checked(found.scheduler))
     return found
+
+
+def _two_networks(what: object) -> Unsupported:
+    return Unsupported(
+        f"{what} has two networks ({_PARTS[1]}, {_SECOND}), one for each part of the noise; give one of them and the "
+        "scheduler, with the times of that part as t_range."
+    )
 
 
 def _compressed(parts: Any) -> bool:
@@ -280,6 +336,8 @@ def _in_folder(path: Path) -> _Found:
     place = next((p for p in (*(path / part for part in _PARTS), path) if (p / "config.json").is_file()), None)
     if place is None:
         raise SpecError(f"{path} holds no config.json, and neither do {' and '.join(_PARTS)} in it.")
+    if place != path and (path / _SECOND / "config.json").is_file():
+        raise _two_networks(path)
     name = _json(place / "config.json").get("_class_name")
     kind = model_class(str(name))
     try:
@@ -292,7 +350,8 @@ def _in_folder(path: Path) -> _Found:
     found = _Found(model, None, pictures=not _compressed(_json(index)) if index.is_file() else None)
     where = _scheduler_folder(path)
     if where is not None:
-        found.scheduler, found.stated = _read_scheduler(where)
+        found.scheduler = _read_scheduler(where)
+        found.stated = _stated(found.scheduler)
     _add_marks(found, place)
     return found
 
@@ -302,7 +361,7 @@ def _scheduler_folder(path: Path) -> Path | None:
     return next((p for p in places if (p / "scheduler_config.json").is_file()), None)
 
 
-def _read_scheduler(folder: Path) -> tuple[Any, dict[str, str]]:
+def _read_scheduler(folder: Path) -> Any:
     import diffusers
 
     record = _json(folder / "scheduler_config.json")
@@ -314,10 +373,7 @@ def _read_scheduler(folder: Path) -> tuple[Any, dict[str, str]]:
         scheduler: Any = kind.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError, NotImplementedError) as e:
         raise SpecError(f"{folder}/scheduler_config.json does not stand for a scheduler: {e}") from e
-    stated = _stated(scheduler, [])
-    if not _is_flow(scheduler) and "prediction_type" not in record:
-        stated = {}  # diffusers takes "epsilon" then, which the file does not say
-    return scheduler, stated
+    return scheduler
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -330,18 +386,13 @@ def _json(file: Path) -> dict[str, Any]:
     return record
 
 
-def _stated(scheduler: Any, notes: list[str]) -> dict[str, str]:
-    """What a scheduler says that its network predicts."""
+def _stated(scheduler: Any) -> dict[str, str]:
+    """What a scheduler says that its network predicts; a default that nobody chose says nothing."""
     name = type(scheduler).__name__
     kind = scheduler.config.get("prediction_type")
     if kind is None:
         return {f"scheduler ({name})": "flow_prediction"} if _is_flow(scheduler) else {}
-    if "prediction_type" in scheduler.config.get("_use_default_values", ()):
-        notes.append(
-            f"the config of {name} does not say what the network predicts; it samples by {_DEFAULT}, {kind!r}, "
-            "and that was taken. Say prediction_type=… if it is something else, or find out: reparam identify."
-        )
-    return {f"scheduler ({name})": kind}
+    return {} if "prediction_type" in scheduler.config.get("_use_default_values", ()) else {f"scheduler ({name})": kind}
 
 
 def _decided(found: _Found, given: Target | str | dict[str, Any] | None) -> _Meaning:
@@ -350,38 +401,82 @@ def _decided(found: _Found, given: Target | str | dict[str, Any] | None) -> _Mea
     words = [word for word in found.stated.values() if word != NOT_V]
     if given is None and not words:
         raise SpecError(
-            f"nothing states what this network predicts ({said or 'prediction_type in its scheduler config'}), and "
-            "nothing is guessed; diffusers would silently take 'epsilon'. Say prediction_type='epsilon', 'sample', "
-            "'v_prediction' or 'flow_prediction', or find out with reparam identify."
+            f"nothing states what this network predicts ({said or 'prediction_type of its scheduler is not set'}), and "
+            "nothing is guessed; diffusers would silently take a default, mostly 'epsilon'. Say "
+            "prediction_type='epsilon', 'sample', 'v_prediction' or 'flow_prediction', or find out with reparam "
+            "identify."
         )
-    chosen = _meaning(words[0] if given is None else given, found.scheduler)
-    others = {place: word for place, word in found.stated.items() if not _agrees(word, chosen, found.scheduler)}
+    chosen = _meaning(words[0] if given is None else given, found)
+    others = {place: word for place, word in found.stated.items() if not _agrees(word, chosen, found)}
     if not others:
         return chosen
     if given is None:
         raise SpecError(f"contradiction: {said}. Say which is right: prediction_type=…, or ask reparam identify.")
     word = given if isinstance(given, str) else target(given).name
-    found.notes = [n for n in found.notes if _DEFAULT not in n]
     found.notes.append(f"contradiction: {said}; {word!r} was given, and is used.")
     stated = next((w for w in others.values() if w != NOT_V), None)
     if stated is not None:
-        was, now = _meaning(stated, found.scheduler).target.config(), chosen.target.config()
+        was, now = _meaning(stated, found).target.config(), chosen.target.config()
         if was != now:  # not if they differ in sign alone
             found.overrides["target"] = {"file": was, "given": now}
     return chosen
 
 
-def _agrees(word: str, meaning: _Meaning, scheduler: Any) -> bool:
+def _agrees(word: str, meaning: _Meaning, found: _Found) -> bool:
     if word == NOT_V:
         return meaning.target.name != "v"
-    return _meaning(word, scheduler) == meaning
+    return _meaning(word, found) == meaning
 
 
-def _meaning(word: Target | str | dict[str, Any], scheduler: Any) -> _Meaning:
+def _meaning(word: Target | str | dict[str, Any], found: _Found) -> _Meaning:
+    scheduler = found.scheduler
     if _is_edm(scheduler) and word in ("epsilon", "v_prediction"):
         edm = target({"name": "edm", "sigma_data": float(scheduler.config.sigma_data)})
         return _Meaning(edm, 1 if word == "epsilon" else -1)
-    return _Meaning(target(word))
+    chosen = target(word)
+    if _is_flow(scheduler) and chosen.name == "velocity":
+        return _Meaning(chosen, _flow_call(found.model).sign)
+    return _Meaning(chosen)
+
+
+def _flow_call(model: Any) -> FlowCall:
+    return FLOW_CALLS.get(type(model).__name__, FlowCall("1000t"))
+
+
+def _called(found: _Found, process: _Process, word: str | None) -> _Process:
+    """The process with the time that the network is given: of flow matching no scheduler says it."""
+    name, scale = type(found.model).__name__, process.time_scale
+    if not isinstance(process.schedule, RectifiedFlow):
+        if word is not None:
+            raise Unsupported(
+                f"time= is of flow models, and {type(found.scheduler).__name__} gives a network its time itself: "
+                f"{process.time!r} here. For another, make a Denoiser by hand."
+            )
+        return process
+    if word is not None and word not in _FLOW_TIMES:
+        raise unknown("time of a flow model", word, _FLOW_TIMES)
+    usual = FLOW_CALLS.get(name)
+    if word is None and (usual is None or (usual.time != "1000t" and scale != 1)):
+        why = f" where a scheduler counts to {1000 * scale:g}" if usual else ", which is none of those reparam knows"
+        raise SpecError(
+            f"no scheduler says which time a flow model is given, and neither does {name}{why}. See how its pipeline "
+            "calls it, and say time='t' for σ, '1-t' for 1 − σ, or '1000t' for the scheduler's own timestep."
+        )
+    if usual is not None and word not in (None, usual.time):
+        found.notes.append(
+            f"diffusers' pipeline gives {name} its time as {usual.time!r}; {word!r} was given, and is used."
+        )
+        found.overrides["time"] = {"file": usual.time, "given": word}
+    time = usual.time if usual is not None and word is None else str(word)
+    if time != "1000t":
+        return process._replace(time=time, time_scale=1.0)
+    return process._replace(time_scale=scale * _own_factor(found.model))
+
+
+def _own_factor(model: Any) -> float:
+    """By what the pipelines of a model multiply the scheduler's timestep."""
+    key = _flow_call(model).factor
+    return 1.0 if key is None else float(model.config.get(key, 1.0))
 
 
 def _add_marks(found: _Found, place: Path) -> None:
@@ -423,9 +518,12 @@ def _is_edm(scheduler: Any) -> bool:
 
 
 def _process(scheduler: Any) -> _Process:
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
-    if config is None:
-        raise Unsupported(f"found {name}, expected a scheduler of diffusers.")
+    config, name = _checked(scheduler).config, type(scheduler).__name__
+    if (config.get("stages") or 1) > 1:
+        raise Unsupported(
+            f"{name} goes from noise to data in {config.get('stages')} stages of growing size, which is no one forward "
+            "process; make a Denoiser by hand for one stage."
+        )
     if _is_flow(scheduler):
         if config.get("invert_sigmas"):
             raise Unsupported(f"{name} with invert_sigmas counts its time from noise to data; make a Denoiser by hand.")
@@ -467,12 +565,34 @@ def _table(scheduler: Any) -> DDPM:
     return DDPM((1 - signal / before).tolist(), len(signal))
 
 
+def _set(scheduler: Any, steps: int, mu: float | None) -> tuple[Any, _Process]:
+    """A copy of a scheduler, or of a pipeline's, set to so many steps."""
+    scheduler = copy.deepcopy(getattr(scheduler, "scheduler", scheduler))
+    process, name = _process(scheduler), type(scheduler).__name__
+    if "Inverse" in name:
+        raise Unsupported(
+            f"{name} runs from data to noise; take the times of the scheduler that it inverts, reversed: reparam's "
+            "ddim walks rising times."
+        )
+    if scheduler.config.get("use_dynamic_shifting") and mu is None:
+        raise Unsupported(f"{name} shifts its steps by the size of the picture; give mu=.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise Unsupported(f"steps is a whole number of 1 or more, found {steps!r}.")
+    try:
+        scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+    except (TypeError, ValueError, LookupError, ArithmeticError) as e:
+        settings = "" if mu is None else f" with mu={mu!r}"
+        raise Unsupported(f"{name} cannot be set to {steps} steps{settings}: {e}") from e
+    return scheduler, process
+
+
 def _table_times(scheduler: Any, table: DDPM) -> list[float]:
     steps = scheduler.timesteps.double()
     if bool((steps != steps.round()).any()):
         raise Unsupported(
             f"the steps of {type(scheduler).__name__} ({scheduler.config.get('timestep_spacing')}) lie between those "
-            "of its table; use timestep_spacing='trailing', or one of reparam's grids."
+            "of its table; use timestep_spacing='trailing' without Karras or other sigmas where that has whole steps "
+            "(EulerDiscrete, HeunDiscrete; not KDPM2Discrete), or one of reparam's grids."
         )
     if hasattr(scheduler, "final_alpha_cumprod"):
         exact = float(scheduler.final_alpha_cumprod) == 1
@@ -532,14 +652,22 @@ def _data(found: _Found, net: DiffusersModel) -> dict[str, Any]:
 
 
 def _model_of(denoiser: Denoiser) -> Any:
+    if not isinstance(denoiser, Denoiser):
+        raise NetworkError(
+            f"found {type(denoiser).__name__}, expected a denoiser: rp.load(file), or rp.Denoiser(network, schedule, "
+            "target, time=…), which say what a network predicts."
+        )
     net = denoiser.net
     if type(denoiser).forward is not Denoiser.forward:
         raise Unsupported(f"{type(denoiser).__name__} is more than a network; give the denoiser inside it.")
     if isinstance(net, UNet):
         return net._whole[0]
     if isinstance(net, DiffusersModel):
-        if net.sign != 1:
-            raise Unsupported("diffusers has no name for the negative of a target; this network predicts that.")
+        if net.sign != (_flow_call(net.model).sign if isinstance(denoiser.schedule, RectifiedFlow) else 1):
+            raise Unsupported(
+                "diffusers has no name for the negative of a target; this network predicts that of what pipelines "
+                f"make of a {type(net.model).__name__}."
+            )
         return net.model
     raise Unsupported(
         f"{type(net).__name__} is not a network of diffusers, which could not load it; what can be written is the "
@@ -547,7 +675,7 @@ def _model_of(denoiser: Denoiser) -> Any:
     )
 
 
-def _scheduler_for(denoiser: Denoiser) -> Any:
+def _scheduler_for(denoiser: Denoiser, model: Any) -> Any:
     """The scheduler that states a denoiser's conventions.
 
     Raises:
@@ -568,7 +696,7 @@ def _scheduler_for(denoiser: Denoiser) -> Any:
     if isinstance(c.schedule, DDPM):
         return _ddim(denoiser)
     if isinstance(c.schedule, RectifiedFlow) and c.schedule.noise_scale == 1:
-        return _flow(denoiser)
+        return _flow(denoiser, model)
     raise Unsupported(
         f"diffusers has no scheduler for {c.schedule}; it has DDPM tables (ddpm) and rectified flow of noise scale 1."
     )
@@ -609,7 +737,7 @@ def _ddim(denoiser: Denoiser) -> Any:
     )
 
 
-def _flow(denoiser: Denoiser) -> Any:
+def _flow(denoiser: Denoiser, model: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     c = denoiser.conventions
@@ -617,12 +745,13 @@ def _flow(denoiser: Denoiser) -> Any:
         raise Unsupported(
             f"diffusers' flow matching knows networks that predict velocity, and this one predicts {c.target.name}."
         )
-    if c.time != "1000t":
+    usual = _flow_call(model).time
+    if c.time != usual:
         raise Unsupported(
-            f"diffusers' flow matching gives a network 1000 t, and this one wants time={c.time!r}; train it with time: "
-            "1000t."
+            f"diffusers' flow matching gives a {type(model).__name__} its time as {usual!r}, and this one wants "
+            f"time={c.time!r}; train it with time: {usual}."
         )
-    scale = getattr(denoiser.net, "time_scale", 1.0)
+    scale = getattr(denoiser.net, "time_scale", 1.0) / (_own_factor(model) if usual == "1000t" else 1.0)
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=round(1000 * scale))
 
 
@@ -665,6 +794,11 @@ def _differences(denoiser: Denoiser) -> list[str]:
                 f"diffusers begins from unit noise, and at the end of this table sigma is {schedule.sigma(1.0):.4f}; "
                 "for the same pictures give reparam that noise as start="
             )
+    else:
+        notes.append(
+            "its scheduler takes even steps from t = 1 to its least noise, just above 0, and one from there, unlike "
+            "reparam's even grid; for the same pictures give reparam times=rp.interop.times_of(scheduler, steps)"
+        )
     if denoiser.t_range[0] > 0:
         notes.append(
             f"it was trained on t from {denoiser.t_range[0]:g} on: more than {int(1 / denoiser.t_range[0])} steps ask "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,6 +13,55 @@ from ..errors import NetworkError, unknown
 #: What diffusers' models call the noisy data and the time.
 _DATA = ("sample", "hidden_states")
 _TIME = "timestep"
+
+
+class FlowCall(NamedTuple):
+    """How diffusers' own pipelines call a flow model, of which no scheduler says anything."""
+
+    #: The time they give it, σ of the scheduler being t.
+    time: str
+    #: −1 where they negate what it returns before the scheduler takes it for ε − x0.
+    sign: int = 1
+    #: The entry of its config by which they multiply that time.
+    factor: str | None = None
+
+
+#: By class, as read in diffusers 0.42. CogView4 and GLM-Image are not among them: under a shift the time that they
+#: are given is not that of their noise. Nor is Cosmos, whose input is scaled.
+FLOW_CALLS = {
+    **dict.fromkeys(
+        (
+            "BriaFiboTransformer2DModel",
+            "BriaTransformer2DModel",
+            "HunyuanVideoTransformer3DModel",
+            "LTXVideoTransformer3DModel",
+            "SanaVideoTransformer3DModel",
+            "SD3Transformer2DModel",
+            "SkyReelsV2Transformer3DModel",
+            "UNet2DConditionModel",
+            "UNet2DModel",
+            "WanTransformer3DModel",
+        ),
+        FlowCall("1000t"),
+    ),
+    **dict.fromkeys(
+        (
+            "AuraFlowTransformer2DModel",
+            "ChromaTransformer2DModel",
+            "Flux2Transformer2DModel",
+            "FluxTransformer2DModel",
+            "Krea2Transformer2DModel",
+            "LongCatImageTransformer2DModel",
+            "OvisImageTransformer2DModel",
+            "PRXTransformer2DModel",
+            "QwenImageTransformer2DModel",
+        ),
+        FlowCall("t"),
+    ),
+    "Lumina2Transformer2DModel": FlowCall("1-t", -1),
+    "NucleusMoEImageTransformer2DModel": FlowCall("t", -1),
+    "SanaTransformer2DModel": FlowCall("1000t", factor="timestep_scale"),
+}
 
 
 class DiffusersModel(nn.Module):
@@ -88,7 +137,7 @@ class DiffusersModel(nn.Module):
         given = {self._data: x.to(dtype), _TIME: time, **cond}
         try:
             y: Tensor = self.model(**given, **({"return_dict": False} if "return_dict" in self._takes else {}))[0]
-        except (TypeError, ValueError) as e:
+        except (AttributeError, TypeError, ValueError) as e:  # of an argument that is None, often the first
             raise NetworkError(
                 f"{type(self.model).__name__} could not be called with {', '.join(given)}: {e}. Give what is missing "
                 "as cond={…}."
