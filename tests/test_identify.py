@@ -1,10 +1,12 @@
 """reparam identify: small networks are named from what they answer, and those that know nothing are not."""
 
 import importlib.util
+import itertools
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 import reparam as rp
 from oracles import MixtureOracle
 from reparam.cli import main
+from reparam.denoiser import INPUT_CONVENTIONS, TIME_CONVENTIONS
 from reparam.errors import DataError, NetworkError, Unsupported
 from reparam.targets import EDM, Negated
 from reparam.tools.hypotheses import LEVELS, Probe, hypotheses, schedules_tried, targets_tried
@@ -32,32 +35,111 @@ def case(target, sign, schedule, time, scaling="none", data="8", trained=True, s
     return benchmark.Case(data, target, sign, schedule, time, scaling, trained, seed)
 
 
-#: Target, sign, schedule, time, input.
-CASES = [
-    ("x0", 1, FLOW, "t", "none"),
-    ("x0", -1, COSINE, "log_snr", "none"),
-    ("eps", 1, LINEAR, "step", "none"),
-    ("eps", -1, FLOW, "t", "none"),
-    ("v", 1, SCALED, "step", "none"),
-    ("v", -1, COSINE, "1000t", "none"),
-    ("velocity", 1, FLOW, "1000t", "none"),
-    ("velocity", -1, FLOW, "1-t", "none"),
-    (F, 1, VE, "log_sigma/4", "edm"),
-    (F, -1, FLOW, "t", "edm"),
+def _words(made):
+    target, schedule, time, _ = made
+    return (target if isinstance(target, str) else target["name"], schedule["name"], time)
+
+
+#: Target, schedule, time, input: every target on a path that preserves variance and on a straight one, in three times,
+#: and further conventions.
+GRID = [
+    (target, schedule, time, "edm" if target is F else "none")
+    for target in ("x0", "eps", "v", "velocity", F)
+    for schedule in (COSINE, FLOW)
+    for time in ("t", "1-t", "1000t")
+    if (target, schedule) != ("v", FLOW)  # below
+] + [
+    ("eps", LINEAR, "step", "none"),
+    ("v", SCALED, "step", "none"),
+    ("x0", COSINE, "log_snr", "none"),
+    (F, VE, "log_sigma/4", "edm"),
 ]
+#: The time embedding of the last of those trained is made for times up to 1000, and is given times up to 1.
+SPANS = [benchmark.SPANS[time] for _, _, time, _ in GRID] + [1000.0]
+TRAINED = [*GRID, ("eps", COSINE, "t", "none")]
 
 
-@pytest.mark.parametrize("made", CASES, ids=lambda c: f"{c[0]}{c[1]}")
-def test_what_a_small_network_was_trained_for_is_named_on_held_out_data(made):
-    asked = case(*made)
-    x, heldout = benchmark.samples(asked)
-    found = rp.identify(benchmark.trained(asked, x, 400), heldout)
+def points(n, seed, count=4, blur=0.1):
+    """A few blurred points in ten dimensions."""
+    means = torch.randint(2, (count, 10), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    g = torch.Generator().manual_seed(seed)
+    return means[torch.randint(count, (n,), generator=g)] + blur * torch.randn(n, 10, generator=g)
+
+
+def lesson(made, span, x0, eps, t):
+    """What a network is given, and what it is to answer: both [n, …]."""
+    target, process, time, scaling = rp.target(made[0]), rp.schedule(made[1]), *made[2:]
+    scale = INPUT_CONVENTIONS[scaling]
+    x = process.add_noise(x0, eps, t) * (1 if scale is None else scale(t, process, target)[:, None])
+    u = TIME_CONVENTIONS[time](t, process)[:, None] / span
+    waves = u * torch.arange(1.0, 5.0)
+    return torch.cat([x, u, waves.sin(), waves.cos()], 1).float(), target.encode(x0, eps, t, process).float()
+
+
+@pytest.fixture(scope="module")
+def grid(one_thread):
+    """A small network for each of TRAINED, all trained at once: their weights are [networks, …]."""
+    steps, batch, hidden, count = 300, 128, 64, len(TRAINED)
+    g = torch.Generator().manual_seed(1)
+    t = torch.randint(5, 981, (steps * batch,), generator=g).double() / 1000
+    x0, eps = points(steps * batch, 2).double(), torch.randn(steps * batch, 10, generator=g, dtype=torch.float64)
+    lessons = [lesson(made, span, x0, eps, t) for made, span in zip(TRAINED, SPANS, strict=True)]
+    asked, wanted = (torch.stack(part).unflatten(1, (steps, batch)) for part in zip(*lessons, strict=True))
+    widths = [asked.shape[-1], hidden, hidden, hidden, 10]
+    weights = [
+        ((2 * torch.rand(count, rows, columns, generator=g) - 1) / math.sqrt(a)).requires_grad_()
+        for a, b in itertools.pairwise(widths)
+        for rows, columns in ((a, b), (1, b))
+    ]
+    optimiser = torch.optim.AdamW(weights, 4e-3)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps):
+        y = asked[:, step]
+        for i in range(0, 8, 2):
+            y = torch.baddbmm(weights[i + 1], nn.functional.silu(y) if i else y, weights[i])
+        loss = (y - wanted[:, step]).square().mean((1, 2)).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        slower.step()
+    return [alone(weights, i, hidden) for i in range(count)]
+
+
+def alone(weights, i, hidden):
+    """One of the networks by itself."""
+    net = benchmark.Small(10, SPANS[i], hidden)
+    with torch.no_grad():
+        for own, trained in zip(net.parameters(), weights, strict=True):
+            own.copy_(trained[i].T.reshape(own.shape))
+    return net
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("i", range(len(GRID)), ids=lambda i: "-".join(_words(GRID[i])))
+def test_what_a_small_network_was_trained_for_is_named_on_held_out_data(grid, i, sign):
+    target, schedule, time, scaling = GRID[i]
+    asked = case(target, sign, schedule, time, scaling)
+    found = rp.identify(grid[i] if sign > 0 else benchmark.Opposite(grid[i]), points(256, 3))
     assert benchmark.outcome(asked, found) == "named"
     assert found.margin > 1.3
     assert found.error < 0.6
-    assert asked.time in found.times
-    assert asked.input in found.inputs
+    assert time in found.times
+    assert scaling in found.inputs
     assert benchmark.among(asked, found)
+
+
+@pytest.mark.parametrize("time", ["t", "1-t", "1000t"])
+def test_v_on_a_straight_path_is_named_where_x0_is_nearly_certain(time):
+    """There it is the negative of EDM's F for unit data but for a factor of 1 to 1.41: better networks tell."""
+    asked = case("v", 1, FLOW, time)
+    net = benchmark.trained(asked, points(20_000, 2, count=2, blur=0.03), 600)
+    heldout = points(256, 3, count=2, blur=0.03)
+    for sign, made in ((1, net), (-1, benchmark.Opposite(net))):
+        found = rp.identify(made, heldout)
+        assert benchmark.outcome(asked._replace(sign=sign), found) == "named"
+        assert found.margin > 1.3
+        assert time in found.times
+        assert benchmark.among(asked, found)
 
 
 @pytest.mark.parametrize(("data", "seed"), [("2", 0), ("8", 1), ("8", 2), ("digits", 0)])
@@ -68,6 +150,7 @@ def test_an_untrained_network_is_not_named(data, seed):
     assert found.verdict == "undecided"
     assert found.target is None
     assert "shows no knowledge of these data" in found.reason
+    assert "\nschedule  " not in found.text()
 
 
 class AtTime(nn.Module):
@@ -147,16 +230,51 @@ def test_schedules_that_differ_only_in_their_times_are_reported_together():
     assert {"cosine", "ddpm", "ddpm(betas=scaled_linear)"} <= set(found.schedules)
 
 
-def test_a_time_embedding_made_for_a_thousand_is_seen():
-    class Trained(AtTime):
-        def forward(self, x, time):
-            wave = (time[:, None].double() / 1e4).cos()
-            return (super().forward(x, torch.full_like(time, 0.3)).double() * wave).to(x.dtype)
+def test_a_time_embedding_made_for_a_thousand_is_seen(grid):
+    found = rp.identify(grid[-1], points(256, 3))
+    assert found.verdict == "eps"
+    assert any("its time embedding is made for times up to 1000" in s for s in found.symptoms)
+    found = rp.identify(grid[GRID.index(("eps", COSINE, "t", "none"))], points(256, 3))
+    assert found.verdict == "eps"
+    assert not [s for s in found.symptoms if "hardly responds" in s]
 
-    net, x = ideal(rp.Cosine(), rp.target("x0"))
-    found = rp.identify(Trained(net.oracle, lambda time: time), x, schedule_="cosine")
-    assert found.verdict == "x0"
-    assert any("hardly responds" in s for s in found.symptoms)
+
+@pytest.mark.parametrize("claimed", ["t", "1000t"])
+@pytest.mark.parametrize("trained", ["t", "1000t"])
+def test_a_time_wrong_by_a_thousand_is_seen(grid, trained, claimed):
+    net = grid[GRID.index(("velocity", FLOW, trained, "none"))]
+    found = rp.identify(rp.Denoiser(net, "rectified_flow", "velocity", time=claimed), points(256, 3))
+    assert (found.verdict, found.times) == ("velocity", [trained])
+    assert ("that is a time scaled wrongly by 1000." in found.symptoms) == (trained != claimed)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1 / 0.18215, "times 0.18215, as latents often are"),
+        (0.18215, "divided by 0.18215, as latents are before they are scaled"),
+        (1.0, None),
+    ],
+)
+def test_a_missing_or_doubled_scale_of_latents_is_seen(grid, factor, words):
+    net = grid[GRID.index(("v", COSINE, "t", "none"))]
+    noted = [s for s in rp.identify(net, factor * points(256, 3), schedule_="cosine").symptoms if "better on" in s]
+    assert len(noted) == (words is not None)
+    assert all(f"on data {words} (" in s for s in noted)
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_pure_noise_is_a_symptom_for_a_network_that_never_saw_it(zero):
+    """Ideal for data that are bright or dark all over: where the last step of training still shows which, pure noise
+    is taken for a brightness of its own."""
+    g = torch.Generator().manual_seed(0)
+    cov = (0.01 * torch.eye(64) + torch.ones(64, 64)).double()
+    x = torch.randn(256, 1, generator=g) + 0.1 * torch.randn(256, 64, generator=g)
+    process = rp.DDPM("scaled_linear", zero_terminal_snr=zero)
+    oracle = MixtureOracle(torch.ones(1), torch.zeros(1, 64).double(), cov[None], process, rp.target("v"))
+    found = rp.identify(AtTime(oracle, lambda step: (step + 1) / 1000), x, schedule_=process)
+    assert found.verdict == "v"
+    assert any("worse than the mean of the data" in s for s in found.symptoms) != zero
 
 
 def test_what_the_weights_claim_is_held_against_what_was_found():
@@ -281,8 +399,6 @@ def saved(tmp_path_factory):
         optimiser.step()
     rp.save(objective.denoiser(net), folder / "model.safetensors")
     torch.save(heldout, folder / "never-read.pt")
-    import numpy as np
-
     np.save(folder / "heldout.npy", heldout.numpy())
     from safetensors.torch import save_file
 
@@ -300,7 +416,9 @@ def test_command_line_names_a_file_with_and_without_its_spec(saved, capsys):
     network = "{name: mlp, dim: 8, hidden: 128, layers: 4, activation: silu}"
     bare = ["identify", str(saved / "bare.safetensors"), "--data", data]
     assert main([*bare, "--network", network]) == 0
-    assert capsys.readouterr().out.startswith("v: read as v, the network has an x0-error of ")
+    told = capsys.readouterr()
+    assert "running your code" not in told.err
+    assert told.out.startswith("v: read as v, the network has an x0-error of ")
     assert main(bare) == 2
     assert "--network" in capsys.readouterr().err
 
@@ -315,6 +433,86 @@ def test_command_line_says_undecided_with_exit_code_1(saved, capsys, tmp_path, m
     told = capsys.readouterr()
     assert told.out.startswith("undecided: ")
     assert "running your code: network mine_untrained:make" in told.err
+
+
+@pytest.fixture(scope="module")
+def theirs(one_thread):
+    """A model of diffusers, trained as its own examples train, to predict the sample."""
+    diffusers = pytest.importorskip("diffusers")
+    model, scheduler = tiny_unet(diffusers), diffusers.DDPMScheduler()
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(240):
+        x, noise, step = stripes(32), torch.randn(32, 1, 8, 8), torch.randint(1000, (32,))
+        loss = (model(scheduler.add_noise(x, noise, step), step).sample - x).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("said", ["sample", "epsilon"])
+def test_a_pipeline_that_diffusers_wrote_is_named_whatever_it_says(theirs, said, tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(prediction_type=said)
+    diffusers.DDPMPipeline(theirs, scheduler).save_pretrained(tmp_path / "pipe")
+    np.save(tmp_path / "x.npy", stripes(64).numpy())
+    data = f"{{name: array, path: {tmp_path / 'x.npy'}, normalise: none, holdout: 0.5}}"
+    capsys.readouterr()
+    assert main(["identify", str(tmp_path / "pipe"), "--data", data, "--schedule", "ddpm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "x0"
+    contradicted = "the weights say that they predict eps; they behave as x0." in found["symptoms"]
+    assert contradicted == (said == "epsilon")
+
+
+def tiny_unet(diffusers, **more):
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        **more,
+    )
+
+
+def stripes(n):
+    """Pictures of two columns of brightness, each 1 or -1."""
+    return (2.0 * torch.randint(2, (n, 1, 1, 2)) - 1).repeat_interleave(4, 3).expand(n, 1, 8, 8).contiguous()
+
+
+def labelled(x, y):
+    return rp.data.Data(name="labelled", train=x, heldout=x, labels=y, heldout_labels=y)
+
+
+def test_labels_of_the_data_are_passed_on():
+    points, y = torch.randn(10, 6, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 10
+
+    class Labelled(nn.Module):
+        def forward(self, x, time, y):
+            return points[y]
+
+    data = labelled(points[y] + 0.1 * torch.randn(200, 6, generator=torch.Generator().manual_seed(1)), y)
+    assert rp.identify(Labelled(), data, labels=True, schedule_="cosine").verdict == "x0"
+    with pytest.raises(NetworkError, match="could not be asked in any way"):
+        rp.identify(Labelled(), data, schedule_="cosine")
+    with pytest.raises(DataError, match="has no labels"):
+        rp.identify(Labelled(), rp.data.from_array(data.train), labels=True)
+    with pytest.raises(DataError, match="a tensor alone has no labels"):
+        rp.identify(Labelled(), data.train, labels=True)
+
+
+def test_labels_have_their_own_name_in_models_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.DDPMPipeline(tiny_unet(diffusers, num_class_embeds=10), diffusers.DDPMScheduler())
+    data = labelled(stripes(32), torch.arange(32) % 10)
+    assert rp.identify(pipe, data, labels=True, schedule_="ddpm").verdict == "undecided"
+    with pytest.raises(NetworkError, match="class_labels"):
+        rp.identify(pipe, data, schedule_="ddpm")
 
 
 @pytest.mark.slow

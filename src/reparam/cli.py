@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -593,23 +594,38 @@ def _convert(args: Any) -> int:
     return 0
 
 
+def _bar(form: str) -> Any:
+    """A progress bar on standard error, where that is a terminal; it leaves no trace, and begins late."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty()
+    return tqdm(total=0, file=sys.stderr, bar_format=form, delay=1, leave=False, dynamic_ncols=True, disable=hidden)
+
+
+def _advance(bar: Any, done: int, expected: int) -> None:
+    bar.total = expected
+    bar.update(done - bar.n)
+
+
 def _identify(args: Any) -> int:
     from .networks import is_factory
     from .tools import identify
 
     for what in (args.model, args.network):
-        if is_factory(what) and not os.path.exists(what):
+        if is_factory(what) and not what.lstrip().startswith("{") and not os.path.exists(what):
             _say_aside(f"running your code: network {what}")
-    found = identify(
-        args.model,
-        _named_or_mapping(args.data, "--data"),
-        network=_named_or_mapping(args.network, "--network"),
-        schedule_=_named_or_mapping(args.schedule, "--schedule"),
-        labels=args.labels,
-        use_spec=not args.ignore_spec,
-        n=args.n,
-        seed=args.seed,
-    )
+    with _bar("{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} samples asked, {remaining} left") as bar:
+        found = identify(
+            args.model,
+            _named_or_mapping(args.data, "--data"),
+            network=_named_or_mapping(args.network, "--network"),
+            schedule_=_named_or_mapping(args.schedule, "--schedule"),
+            labels=args.labels,
+            use_spec=not args.ignore_spec,
+            n=args.n,
+            seed=args.seed,
+            progress=functools.partial(_advance, bar),
+        )
     _finish(args, found.to_dict(), found.text())
     return 1 if found.verdict == "undecided" else 0
 

@@ -6,9 +6,10 @@ quadratic form in (x0, ε, y), whose six products are taken once.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,40 @@ def hypotheses(schedules: Sequence[Schedule], targets: Sequence[Target]) -> list
     return sorted(found, key=lambda h: h.sign < 0)
 
 
+#: Of a first look at every reading: the least number of samples, and of numbers in them; and the levels.
+SCREEN, SCREEN_NUMBERS, SCREENED = 64, 512, (2.0, 0.0)
+#: The error of a reading at first look, over that of the best of all and over that of the best of its label, up to
+#: which it is looked at again.
+NEAR, NEAR_IN_LABEL = 1.3, 1.15
+#: The error over that of guessing, and over the least of all, above which of a label the best reading alone is looked
+#: at again: it will be no verdict, and thins no margin.
+HOPELESS, FAR = 1.3, 4.0
+
+
+class Work:
+    """How many samples the network has seen, of how many it is expected to.
+
+    Args:
+        told: of both numbers, whenever it has seen more.
+    """
+
+    def __init__(self, told: Callable[[int, int], None] = lambda done, expected: None) -> None:
+        self.told, self.done, self.expected = told, 0, 0
+
+    def expect(self, n: int) -> None:
+        """So many from now on."""
+        self.expected = self.done + n
+
+    def did(self, n: int) -> None:
+        """So many more."""
+        self.done += n
+        self.told(self.done, max(self.done, self.expected))
+
+
 #: Numbers that the network's answers may take while they are kept.
 _KEPT = 2**26
+#: The least error of x0 reported, over the data's variance.
+_LEAST = 1e-12
 
 
 class Probe:
@@ -106,12 +139,19 @@ class Probe:
         x0: real data, shape [n, …], float32. eps: noise of that shape.
         cond: passed on to the network, one entry a sample.
         batch: samples the network sees at a time.
+        work: where what the network sees is counted.
     """
 
     def __init__(
-        self, net: nn.Module, x0: Tensor, eps: Tensor, cond: Mapping[str, Tensor] | None = None, batch: int = 256
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        eps: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        batch: int = 256,
+        work: Work | None = None,
     ) -> None:
-        self.net, self.x0, self.eps, self.cond, self.batch = net, x0, eps, cond or {}, batch
+        self.net, self.x0, self.eps, self.cond, self.batch, self.work = net, x0, eps, cond or {}, batch, work or Work()
         self.variance = float((x0.double() - x0.double().mean(0)).square().mean())
         if not self.variance > 0:
             raise ReparamError("all data given are the same; expected different samples.")
@@ -120,9 +160,23 @@ class Probe:
         #: Channels the network returned beyond those of the data.
         self.extra = 0
         self._answers: dict[Any, Tensor | None] = {}
+        self._products: dict[Any, Tensor | None] = {}
+        self._keys: dict[tuple[Call, float], tuple[str, str, str, torch.dtype]] = {}
         self._times: dict[tuple[float, Schedule], Tensor] = {}
         self._rows: dict[tuple[float, Target, Schedule], tuple[float, float, float]] = {}
         self._coefficients: dict[tuple[float, Schedule], tuple[float, float]] = {}
+
+    def first(self, n: int) -> Probe:
+        """The same with the first n of the samples alone."""
+        few = copy.copy(self)
+        few.x0, few.eps, few._answers, few._products = self.x0[:n], self.eps[:n], {}, {}
+        return few
+
+    def in_units(self, change: Callable[[Tensor], Tensor]) -> Probe:
+        """The same with the data in other units."""
+        other = Probe(self.net, change(self.x0), self.eps, self.cond, self.batch, self.work)
+        other.refused = self.refused
+        return other
 
     def time_of(self, level: float, schedule: Schedule) -> Tensor:
         """The time at which data of this variance have that log-SNR."""
@@ -149,14 +203,31 @@ class Probe:
         """The error of the best multiple of x_t about the mean, what an untrained network can come to."""
         return self.variance / (1 + math.exp(level))
 
-    def answer(self, call: Call, t: Tensor) -> Tensor | None:
+    def _key(self, call: Call, level: float) -> tuple[str, str, str, torch.dtype]:
+        """What the network is given; calls that give it the same have the same answer."""
+        if (call, level) not in self._keys:
+            t = self.time_of(level, call.schedule)
+            factor, time = call.factor(t), call.network_time(t)
+            alpha, sigma = self._levels(t, call.schedule)
+            key = f"{factor * alpha:.9g}", f"{factor * sigma:.9g}", f"{float(time):.9g}", time.dtype
+            self._keys[call, level] = key
+        return self._keys[call, level]
+
+    def planned(self, tried: Sequence[Hypothesis], levels: Sequence[float]) -> int:
+        """How many samples the network is to see for the errors of these."""
+        calls = {h.call for h in tried}
+        different = {self._key(call, level) for call in calls for level in levels}
+        return len(different) * len(self.x0)
+
+    def answer(self, call: Call, level: float) -> Tensor | None:
         """What the network says, [n, …]; None where it cannot be asked so, or says what is not finite."""
-        factor, time = call.factor(t), call.network_time(t)
-        alpha, sigma = (factor * part for part in self._levels(t, call.schedule))
-        key = (f"{alpha:.9g}", f"{sigma:.9g}", f"{float(time):.9g}", time.dtype)
+        key = self._key(call, level)
         if key not in self._answers:
             if len(self._answers) * self.x0.numel() > _KEPT:
                 self._answers.clear()
+            t = self.time_of(level, call.schedule)
+            factor, time = call.factor(t), call.network_time(t)
+            alpha, sigma = (factor * part for part in self._levels(t, call.schedule))
             x = alpha * self.x0 + sigma * self.eps
             at = time.to(x.device, torch.int64 if time.dtype == torch.int64 else x.dtype)
             self._answers[key] = self.asked(x, at, call.time)
@@ -168,13 +239,14 @@ class Probe:
         parts = []
         for start in range(0, len(x), self.batch):
             part = x[start : start + self.batch]
-            cond = {name: value[start : start + self.batch] for name, value in self.cond.items()}
+            cond = {name: value[start : start + len(part)] for name, value in self.cond.items()}
             try:
                 y = self.net(part, time.expand(len(part)), **cond)
             except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as e:
                 self.refused.setdefault(convention, f"{type(e).__name__}: {e}")
                 return None
             parts.append(self._prediction(y, part))
+            self.work.did(len(part))
         y = torch.cat(parts)
         return y if bool(y.isfinite().all()) else None
 
@@ -196,27 +268,28 @@ class Probe:
         return torch.stack(found, dim=1)
 
     def _errors_at(self, tried: Sequence[Hypothesis], level: float) -> Tensor:
-        products: dict[Call, list[list[float]] | None] = {}
         found = torch.full((len(tried),), math.inf, dtype=torch.float64)
+        of_call: dict[Call, list[int]] = {}
         for i, h in enumerate(tried):
-            if h.call not in products:
-                products[h.call] = self._products(h.call, level)
-            if (gram := products[h.call]) is None:
-                continue
-            row = self._row(h, level)
-            error = sum(p * q * g for p, line in zip(row, gram, strict=True) for q, g in zip(row, line, strict=True))
-            if math.isfinite(error):
-                found[i] = max(error, 1e-12 * self.variance)
+            of_call.setdefault(h.call, []).append(i)
+        for call, members in of_call.items():
+            gram = self._gram(call, level)
+            if gram is not None:
+                rows = torch.tensor([self._row(tried[i], level) for i in members], dtype=torch.float64)
+                error = (rows @ gram * rows).sum(1).clamp(min=_LEAST * self.variance)
+                found[members] = error.where(error.isfinite(), math.inf)
         return found / self.guess(level)
 
-    def _products(self, call: Call, level: float) -> list[list[float]] | None:
+    def _gram(self, call: Call, level: float) -> Tensor | None:
         """The means of the products of x0, ε and y, 3 × 3."""
-        y = self.answer(call, self.time_of(level, call.schedule))
-        if y is None:
-            return None
-        rows = torch.stack([part.flatten() for part in (self.x0, self.eps, y)]).double()
-        found: list[list[float]] = (rows @ rows.T / rows.shape[1]).tolist()
-        return found
+        key = self._key(call, level)
+        if key not in self._products:
+            y = self.answer(call, level)
+            if y is not None:
+                rows = torch.stack([part.flatten() for part in (self.x0, self.eps, y)]).double()
+                y = (rows @ rows.T / rows.shape[1]).cpu()
+            self._products[key] = y
+        return self._products[key]
 
     def _row(self, h: Hypothesis, level: float) -> tuple[float, float, float]:
         """The x0-error as a combination of x0, ε and y; infinite where the target says nothing of x0."""
@@ -245,8 +318,34 @@ class Probe:
 
     def error_of(self, h: Hypothesis, level: float) -> Tensor | None:
         """The x0 estimate less x0 itself, float64 [n, …]."""
-        y = self.answer(h.call, self.time_of(level, h.call.schedule))
+        y = self.answer(h.call, level)
         if y is None:
             return None
         a, b, c = self._row(h, level)
         return a * self.x0.double() + b * self.eps.double() + c * y.double()
+
+
+def first_look(probe: Probe, tried: Sequence[Hypothesis]) -> list[float]:
+    """The errors over that of guessing, roughly: of few samples at few levels."""
+    few = probe.first(max(SCREEN, SCREEN_NUMBERS // probe.x0[0].numel()))
+    labels = {h.label for h in tried}
+    # What comes after is not known yet; a reading of every label at least.
+    probe.work.expect(few.planned(tried, SCREENED) + len(labels) * len(LEVELS) * len(probe.x0))
+    return few.errors(tried, SCREENED).mean(1).tolist()
+
+
+def in_the_running(tried: Sequence[Hypothesis], error: Sequence[float]) -> list[Hypothesis]:
+    """Those worth a second look: of every label the best, and what comes close to it or to the best of all."""
+    least: dict[str, float] = {}
+    for h, found in zip(tried, error, strict=True):
+        least[h.label] = min(found, least.get(h.label, math.inf))
+    overall = min(least.values(), default=math.inf)
+    # A network that does worse than guessing knows nothing, however it is read.
+    near, enough = (0.0, 0.0) if overall > 1 else (NEAR * overall, min(HOPELESS, FAR * overall))
+    kept = []
+    for h, found in zip(tried, error, strict=True):
+        of_label = least[h.label]
+        most = max(near, of_label * (NEAR_IN_LABEL if of_label <= enough else 1))
+        if math.isfinite(found) and found <= most:
+            kept.append(h)
+    return kept

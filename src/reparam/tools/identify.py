@@ -24,8 +24,19 @@ from ..data import Data, load_data
 from ..denoiser import Conventions, Denoiser
 from ..errors import DataError, NetworkError, ReparamError, SpecError, Unsupported
 from ..schedules import DDPM, Schedule, schedule
-from ..targets import Negated, Target
-from .hypotheses import LEVELS, Call, Hypothesis, Probe, hypotheses, schedules_tried, targets_tried
+from ..targets import EDM, Negated, Target
+from .hypotheses import (
+    LEVELS,
+    Call,
+    Hypothesis,
+    Probe,
+    Work,
+    first_look,
+    hypotheses,
+    in_the_running,
+    schedules_tried,
+    targets_tried,
+)
 
 #: The error of the next reading over that of the best, from which on the best is believed.
 MARGIN = 1.3
@@ -78,13 +89,13 @@ class Identified:
 
     def text(self) -> str:
         """The findings for a reader."""
+        ways = {"schedule": self.schedules, "time": self.times, "input": self.inputs}
         lines = [
             f"{self.verdict}: {self.reason}",
             "",
             *([f"the same as      {', '.join(self.equivalent)}"] if self.equivalent else []),
-            f"schedule         {' or '.join(self.schedules)}",
-            f"time             {' or '.join(self.times)}",
-            f"input            {' or '.join(self.inputs)}",
+            # Of a network that knows nothing, the best way of asking it means nothing.
+            *(f"{name:<17}{' or '.join(seen)}" for name, seen in ways.items() if self.error <= KNOWS),
             f"asked            {self.count} samples at log-SNR {', '.join(f'{v:g}' for v in self.levels)}",
             "",
             "x0-error over guessing, best reading of each target:",
@@ -108,6 +119,7 @@ def identify(
     use_spec: bool = True,
     n: int | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, expected: None,
 ) -> Identified:
     """Find out what a network predicts.
 
@@ -118,9 +130,11 @@ def identify(
             :class:`reparam.data.Data`, or what a recipe names. Of a run, its own held-out data by default.
         network: for weights whose network is not written beside them: an nn.Module, its name or mapping.
         schedule_: the forward process, where it is known; otherwise all in use are tried.
-        cond: passed on to the network, one entry a sample. labels: pass it the labels of the data as ``y``.
+        cond: passed on to the network, one entry a sample. labels: pass it the labels of the data, as ``y``
+            (``class_labels`` to a model of diffusers).
         use_spec: whether what the weights say of themselves is one of the readings tried, and is compared.
         n: how many samples, by default 512, fewer of large ones. seed: of the noise.
+        progress: told how many samples the network has seen, and how many it is expected to see.
 
     Raises:
         DataError: if there are no data, or they do not fit.
@@ -128,13 +142,14 @@ def identify(
         SpecError: if a file cannot be read.
     """
     net, claimed, own = opened(what, network)
-    x0, given = _samples(own() if data is None and own is not None else data, n, labels)
+    x0, tags = _samples(own() if data is None and own is not None else data, n, labels)
+    given = {} if tags is None else {_name_of_labels(net): tags}
     place = next(net.parameters(), torch.zeros(()))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     more = {name: value[: len(x0)].to(place.device) for name, value in {**given, **(cond or {})}.items()}
     claimed = claimed if use_spec else None
     with _asleep(net):
-        probe = Probe(net, x0.to(place.device), noise.to(place.device), more)
+        probe = Probe(net, x0.to(place.device), noise.to(place.device), more, work=Work(progress))
         found = _Found.of(probe, _tried(probe, schedule_, claimed))
         return found.concluded([*_odd(found, claimed), *_other_units(found)])
 
@@ -176,6 +191,8 @@ class _Found:
     """Every reading with its error, and what follows from them."""
 
     probe: Probe
+    #: All readings, and those of them that were worth more than a first look.
+    everything: list[Hypothesis]
     tried: list[Hypothesis]
     by_level: Tensor
     error: Tensor
@@ -185,7 +202,9 @@ class _Found:
     rival: int | None
 
     @classmethod
-    def of(cls, probe: Probe, tried: list[Hypothesis]) -> _Found:
+    def of(cls, probe: Probe, everything: list[Hypothesis], looked: list[float] | None = None) -> _Found:
+        tried = in_the_running(everything, first_look(probe, everything) if looked is None else looked)
+        probe.work.expect(probe.planned(tried, LEVELS))
         by_level = probe.errors(tried)
         error = by_level.mean(1)
         if not bool(error.isfinite().any()):
@@ -206,7 +225,7 @@ class _Found:
         family = _family(labels[0])  # of EDM's F, with whatever sigma_data
         others = [i for i, h in enumerate(tried) if h.label not in same and _family(h.label) != family]
         rival = min(others, key=lambda i: float(error[i])) if others else None
-        return cls(probe, tried, by_level, error, best, labels, rival)
+        return cls(probe, everything, tried, by_level, error, best, labels, rival)
 
     @property
     def least(self) -> float:
@@ -221,6 +240,13 @@ class _Found:
         return self.least <= KNOWS and self.margin >= MARGIN
 
     @property
+    def fitted(self) -> bool:
+        """Whether the best is EDM's F for the spread of these very data: what another target for data of unit spread
+        looks like on data in other units."""
+        kind = self.reading.target
+        return isinstance(kind, EDM) and kind.sigma_data not in (0.5, 1.0)
+
+    @property
     def reading(self) -> Hypothesis:
         """The best one under the plainest of its names."""
         of_it = [i for i, h in enumerate(self.tried) if h.label == self.labels[0]]
@@ -232,15 +258,6 @@ class _Found:
         most = TOLD * self.least
         close = [i for i, h in enumerate(self.tried) if h.label == self.labels[0] and float(self.error[i]) <= most]
         return [self.tried[i] for i in sorted(close, key=lambda i: float(self.error[i]))] or [self.reading]
-
-    def promising(self, each: int = 5) -> list[Hypothesis]:
-        """The best readings of each label."""
-        kept: dict[str, list[Hypothesis]] = {}
-        for i in self.error.argsort().tolist():
-            of_it = kept.setdefault(self.tried[i].label, [])
-            if len(of_it) < each:
-                of_it.append(self.tried[i])
-        return [h for h in self.tried if h in kept[h.label]]
 
     def reason(self) -> str:
         """The verdict in a sentence."""
@@ -339,19 +356,26 @@ def _response(probe: Probe, call: Call, scale: float) -> float:
 
 
 def _about_time(found: _Found) -> list[str]:
-    call = found.reading.call
-    if call.time == "step":
+    if found.reading.call.time == "step":
         return []
+    up_to_one = [r.call for r in found.readings if r.call.time in ("t", "1-t")]
+    call = up_to_one[0] if up_to_one else found.reading.call
     usual = _response(found.probe, call, 1.0)
     if not usual < 0.01:
         return []
     note = f"the network hardly responds to its time (its answer changes by {usual:.2g} over middle noise)"
-    if call.time in ("t", "1-t") and _response(found.probe, call, 1000.0) > 0.1:
+    if up_to_one and _made_for_a_thousand(found.probe, call):
         return [
             f"{note}, but would to 1000 times as much: its time embedding is made for times up to 1000, and it was "
             "trained with times up to 1."
         ]
     return [f"{note}: the time conventions cannot be told apart."]
+
+
+def _made_for_a_thousand(probe: Probe, call: Call) -> bool:
+    """Whether it takes a thousand times as much for the answer to change; not some thirty times already."""
+    full = _response(probe, call, 1000.0)
+    return full > 0.05 and _response(probe, call, 30.0) < 0.2 * full
 
 
 def _about_the_end(found: _Found) -> list[str]:
@@ -422,21 +446,41 @@ def _same_input(found: _Found, claimed: Conventions) -> bool:
 
 
 def _other_units(found: _Found) -> list[str]:
-    """Whether the network does better on the same data in other units."""
-    probe, notes = found.probe, []
-    for words, change in _units(probe.x0):
-        other = Probe(probe.net, change(probe.x0), probe.eps, probe.cond, probe.batch)
-        tried = found.readings if found.decided else found.promising()
-        error = other.errors(tried).mean(1)
-        if not found.decided and not (_Found.of(other, tried).decided):
-            continue
-        best = tried[int(error.argmin())]
-        if float(error.min()) * MARGIN < found.least:
-            notes.append(
-                f"the network does better on data {words} (an error of {float(error.min()):.3g} of guessing, read as "
-                f"{best.label}): give the data in those units."
-            )
-    return notes
+    """The units in which the network does better on the same data: of those that do it alike, the plainest."""
+    fitted = found.decided and found.fitted
+    better = []
+    for words, change in _units(found.probe.x0):
+        other = found.probe.in_units(change)
+        error, label = _at_best(found, other) if found.decided and not fitted else _at_best_of_all(found, other)
+        if error * (TOLD if fitted else MARGIN) < found.least:
+            better.append((error, words, label))
+    if not better:
+        return []
+    most = TOLD * min(error for error, _, _ in better)
+    error, words, label = next(row for row in better if row[0] <= most)
+    return [
+        f"the network does better on data {words} (an error of {error:.3g} of guessing, read as {label}): give the "
+        "data in those units."
+    ]
+
+
+def _at_best(found: _Found, other: Probe) -> tuple[float, str]:
+    """The least error on other data of the readings found, and its reading."""
+    tried = [h for h in found.readings if other.reached_by(h.call.schedule)]
+    error = other.errors(tried).mean(1).tolist() if tried else []
+    return min(zip(error, (h.label for h in tried), strict=True), default=(math.inf, ""))
+
+
+def _at_best_of_all(found: _Found, other: Probe) -> tuple[float, str]:
+    """The least error on other data of all readings, and its reading, where there it would be decided."""
+    reached = {h.call.schedule for h in found.everything if other.reached_by(h.call.schedule)}
+    tried = [h for h in found.everything if h.call.schedule in reached]
+    looked = first_look(other, tried)
+    if min(looked, default=math.inf) > 1:
+        return math.inf, ""
+    again = _Found.of(other, tried, looked)
+    known = again.least <= KNOWS and not again.fitted if found.decided else again.decided
+    return (again.least, again.labels[0]) if known else (math.inf, "")
 
 
 def _units(x: Tensor) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -449,23 +493,31 @@ def _units(x: Tensor) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
         found.append(("in [0, 1] instead of [-1, 1]", lambda x: (x + 1) / 2))
     if high > 2 and low >= 0 and high <= 255:
         found.append(("in [-1, 1] instead of 0 to 255", lambda x: x / 127.5 - 1))
-    if not 0.8 < std < 1.25:
-        found.append((f"standardised, (x - {mean:.3g})/{std:.3g}", lambda x: (x - mean) / std))
     if 3 < std < 12:
         found.append(("times 0.18215, as latents often are", lambda x: 0.18215 * x))
-    if std < 0.4:
+    if std < 1.6:
         found.append(("divided by 0.18215, as latents are before they are scaled", lambda x: x / 0.18215))
+    if not 0.8 < std < 1.25:
+        found.append((f"standardised, (x - {mean:.3g})/{std:.3g}", lambda x: (x - mean) / std))
     return found
 
 
-def _samples(data: Any, n: int | None, labels: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _name_of_labels(net: nn.Module) -> str:
+    from ..networks import DiffusersModel
+
+    return "class_labels" if isinstance(net, DiffusersModel) else "y"
+
+
+def _samples(data: Any, n: int | None, labels: bool) -> tuple[Tensor, Tensor | None]:
     """Real data in the units the network sees, float32; their labels, if asked for."""
     if data is None:
         raise DataError("identify holds a network against real data; give some (--data), best such as it never saw.")
     if isinstance(data, Tensor):
         if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()):
             raise DataError(f"data of shape {list(data.shape)}; expected finite samples [N, …], at least 2.")
-        return data.detach().float()[: _count(data, n)], {}
+        if labels:
+            raise DataError("a tensor alone has no labels; give data that have, or cond={'y': labels}.")
+        return data.detach().float()[: _count(data, n)], None
     if not isinstance(data, Data):
         from ..studies.recipe import data_named
 
@@ -475,7 +527,7 @@ def _samples(data: Any, n: int | None, labels: bool) -> tuple[Tensor, dict[str, 
     if labels and tags is None:
         raise DataError(f"{data.name} has no labels.")
     count = _count(kept, n)
-    return data.normalised(kept[:count]), {"y": tags[:count]} if labels and tags is not None else {}
+    return data.normalised(kept[:count]), tags[:count] if labels and tags is not None else None
 
 
 def _count(samples: Tensor, n: int | None) -> int:
