@@ -208,6 +208,59 @@ def test_a_fresh_network_gives_zero_and_is_drawn_as_published():
     assert len(rows) == 4
 
 
+def without(net, rope=True, qk_norm=True):
+    """The same weights in a network that lacks the one or the other."""
+    made = JiT(**{**{k: v for k, v in net.config.items() if k != "name"}, "rope": rope, "qk_norm": qk_norm})
+    missing = made.load_state_dict(net.state_dict(), strict=False)
+    assert not missing.missing_keys
+    assert all("q_norm" in k or "k_norm" in k for k in missing.unexpected_keys)
+    return made
+
+
+@torch.no_grad()
+def test_without_rotary_positions_only_the_fixed_ones_tell_places_apart():
+    """With the table of fixed positions at zero a permutation of the patches permutes the output, and only then."""
+    ours, _ = pair()
+    ours.pos_embed.zero_()
+    x, t, y = inputs(ours)
+    shuffle = torch.randperm(9, generator=torch.Generator().manual_seed(3))
+
+    def shuffled(pictures):
+        return ours._picture(ours._patches(pictures)[:, shuffle].unflatten(-1, (3, 64)).transpose(2, 3).flatten(2))
+
+    still = without(ours, rope=False)
+    assert still.rope is None
+    close(still(shuffled(x), t, y), shuffled(still(x, t, y)))
+    assert not torch.allclose(ours(shuffled(x), t, y), shuffled(ours(x, t, y)), atol=1e-2)
+
+
+@torch.no_grad()
+def test_normalised_queries_do_not_feel_their_scale():
+    ours, _ = pair()
+    call = inputs(ours)
+    loose = without(ours, qk_norm=False)
+    before, plain = ours(*call), loose(*call)
+    for net in (ours, loose):
+        for block in net.blocks:
+            block.attn.qkv.weight[: 2 * 48] *= 4
+            block.attn.qkv.bias[: 2 * 48] *= 4
+    close(ours(*call), before)
+    assert not torch.allclose(loose(*call), plain, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_patch_embedding_without_bottleneck_is_one_matrix():
+    """It is the bottleneck's two matrices multiplied, where these are its weights."""
+    ours, _ = pair()
+    one = JiT(**{**{k: v for k, v in ours.config.items() if k != "name"}, "bottleneck": 0})
+    first, second = ours.x_embedder.proj1, ours.x_embedder.proj2
+    weights = {k: v for k, v in ours.state_dict().items() if not k.startswith("x_embedder.proj")}
+    weights["x_embedder.proj2.weight"] = torch.einsum("wb,bchv->wchv", second.weight[:, :, 0, 0], first.weight)
+    weights["x_embedder.proj2.bias"] = second.bias
+    one.load_state_dict(weights)
+    close(one(*inputs(ours)), ours(*inputs(ours)))
+
+
 def test_position_table_has_the_column_first():
     table = small(image=[24, 40], patch=8, width=32).pos_embed[0]  # 3 rows of 5
     assert table.shape == (15, 32)
@@ -355,6 +408,8 @@ def test_saving_and_loading_rebuild_the_network(tmp_path, changes):
         ({"classes": -1}, "classes must be an integer of at least 0"),
         ({"heads": 5}, r"width 32 over 5 heads gives 6\.4 features a head"),
         ({"heads": 16}, "width 32 over 16 heads gives 2 features a head.*multiple of 4"),
+        ({"heads": 5, "rope": False}, r"gives 6\.4 features a head; choose a number that divides it"),
+        ({"width": 30, "heads": 2, "rope": False}, r"fixed positions need a width that is a multiple of 4, found 30"),
         ({"in_context": 4}, "4 class tokens in context need classes"),
         ({"classes": 3, "in_context_start": 3}, r"in_context_start must be below the depth \(3\), found 3"),
         ({"dropout": 1.0}, r"dropout must .* \[0, 1\), found 1\.0"),
@@ -404,6 +459,9 @@ def test_mps_agrees_with_the_cpu():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"rope": "no"}, r"rope is true or false, found 'no'"),
+        ({"qk_norm": 1}, r"qk_norm is true or false, found 1"),
+        ({"bottleneck": -1}, r"bottleneck must be an integer of at least 0, found -1"),
         ({"image": 16.0}, r"image must be an integer of at least 1, found \[16\.0, 16\.0\]"),
         ({"image": None}, r"image must be an integer of at least 1, found \[None, None\]"),
         ({"dropout": "0.1"}, r"dropout must be a number in \[0, 1\), found '0\.1'"),

@@ -87,8 +87,29 @@ def _add_study(commands: Any) -> None:
         metavar="A.B=C",
         help="override a key of the recipe; repeatable; a list is a sweep",
     )
+    parser.add_argument("--tiny", action="store_true", help="the small version of the recipe, for minutes on a core")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="compare this target too: a name, '{name: k, k: 0.3}', or a .py file with compute_training_target and "
+        "predict_x0; repeatable",
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; by default one a core, or one a GPU")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument(
+        "--on",
+        default="local",
+        metavar="WHERE",
+        help="local (the default), or ray: the cluster at RAY_ADDRESS, or one started on this machine for the study",
+    )
+    parser.add_argument(
+        "--per-run",
+        metavar="MAPPING",
+        help="what a run asks of the cluster: '{num_cpus: 8, num_gpus: 0.5}'; by default one GPU where there are any, "
+        "and the cores divided among the runs",
+    )
     parser.add_argument("--skip-bad", action="store_true", help="skip and count pictures that cannot be read")
     parser.add_argument("--estimate", action="store_true", help="say what it would cost, and stop")
 
@@ -114,6 +135,7 @@ def _add_train(commands: Any) -> None:
         "the recipe leaves out is that run's, and without a recipe all but the target",
     )
     parser.add_argument("--target", help="what to predict, in the recipe's place: v, '{name: k, k: 0.3}' …")
+    parser.add_argument("--tiny", action="store_true", help="the small version of the recipe, for minutes on a core")
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; runs/NAME by default. An unfinished training there is continued"
     )
@@ -182,17 +204,25 @@ def _add_sample(commands: Any) -> None:
     parser = _command(
         commands,
         "sample",
-        "draw samples from a trained run",
-        "reparam sample runs/spiral/dim2-x0 --n 64",
+        "draw samples from a trained run or official JiT weights, as many as it takes",
+        "reparam sample runs/spiral/dim2-x0 --n 64; reparam sample --official jit-b16.pth --model JiT-B/16 --n 50000 "
+        "--out samples.zip",
         _sample,
     )
-    parser.add_argument("run", help="the folder of a run, or a .safetensors file")
-    parser.add_argument("--n", type=int, default=64, help="how many (64)")
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("run", nargs="?", help="the folder of a run, or a .safetensors file")
+    parser.add_argument(
+        "--n", "--count", type=int, default=64, metavar="N", help="how many (64); --count where torchrun would hear --n"
+    )
     parser.add_argument(
         "--out",
         metavar="PLACE",
-        help="where to write: of pictures a folder of PNGs and a grid beside it, else (or if it ends in .npz) an "
-        "array; samples-N-seedS in the run's folder by default",
+        help="where to write: of pictures a folder of PNGs, or what ends in .zip, .parquet or .npz, and a grid of the "
+        "first beside it; else an array in .npz; samples-N-seedS in the run's folder by default. The same command "
+        "continues what was stopped",
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="B", help="how many at a time, by each process; as many as usually fit by default"
     )
     parser.add_argument("--label", metavar="CLASS", help="a class, by name or number; all in turn by default")
     parser.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
@@ -209,6 +239,17 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
     _add_spec(parser)
+    group = parser.add_argument_group("official JiT weights")
+    group.add_argument(
+        "--official",
+        metavar="FILE",
+        help="of weights, .safetensors, .pth or .pt (of which tensors and plain data alone are read)",
+    )
+    group.add_argument(
+        "--model", help="such as JiT-B/16, or '{patch_size: 16, hidden_size: 768, …}' in the official names"
+    )
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="16 patches by default, as published")
+    group.add_argument("--ema", metavar="WHICH", help="of a training's checkpoint: 1 (the default), 2 or none")
 
 
 def _add_eval(commands: Any) -> None:
@@ -401,6 +442,15 @@ def _named_or_mapping(text: str | None, where: str) -> Any:
     return parse_yaml(text, where) if text is not None and text.lstrip().startswith("{") else text
 
 
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    from .studies.recipe import parse_yaml
+
+    found = parse_yaml(text, where)
+    if not isinstance(found, dict):
+        raise ReparamError(f"{where}: expected a mapping such as '{{num_cpus: 8}}', found {text!r}.")
+    return found
+
+
 def _say_aside(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -412,14 +462,20 @@ def _finish(args: Any, result: dict[str, Any], text: str) -> None:
 def _study(args: Any) -> int:
     if args.recipe is None:
         return _list_recipes(args)
+    from dataclasses import asdict
+
     from .studies import study
 
     done = study(
         args.recipe,
         out=args.out,
         settings=[*args.set, *(["data.skip_bad=true"] if args.skip_bad else [])],
+        tiny=args.tiny,
+        targets=args.target,
         jobs=args.jobs,
         device=args.device,
+        on=args.on,
+        per_run=None if args.per_run is None else _mapping(args.per_run, "--per-run"),
         estimate_only=args.estimate,
         say=_say,
     )
@@ -430,7 +486,13 @@ def _study(args: Any) -> int:
     failed = "".join(f"\nfailed: {run}: {message}" for run, message in done.failed.items())
     _finish(
         args,
-        {"out": str(done.out), "report": str(done.report), "leaderboard": done.rows, "failed": done.failed},
+        {
+            "out": str(done.out),
+            "report": str(done.report),
+            "leaderboard": done.rows,
+            "published": [asdict(row) for row in done.recipe.published],
+            "failed": done.failed,
+        },
         f"\n{done.table()}\n\nleaderboard: {done.out / 'leaderboard.json'}\nreport:      {done.report}{failed}",
     )
     return 2 if done.failed else 0
@@ -453,6 +515,7 @@ def _train(args: Any) -> int:
             *args.set,
             *(["data.skip_bad=true"] if args.skip_bad else []),
         ],
+        tiny=args.tiny,
         device=args.device,
         save_every=60 * args.save_every,
         keep=args.keep,
@@ -491,10 +554,11 @@ def _prepare(args: Any) -> int:
 
 
 def _list_recipes(args: Any) -> int:
-    from .studies.recipe import built_in, parse_yaml
+    from .studies.recipe import built_in, read_recipe
 
-    found = {name: str(parse_yaml(text, name).get("description", "")) for name, text in built_in().items()}
-    lines = [f"  {name:<16} {text}" for name, text in found.items()]
+    found = {name: str(read_recipe(name).get("description", "")) for name in built_in()}
+    widest = max(map(len, found))
+    lines = [f"  {name:<{widest}}  {text}" for name, text in found.items()]
     _finish(args, {"recipes": found}, "built-in recipes (reparam study NAME):\n" + "\n".join(lines))
     return 0
 
@@ -502,8 +566,8 @@ def _list_recipes(args: Any) -> int:
 def _sample(args: Any) -> int:
     from .studies.sampling import sample_run
 
-    path, shape = sample_run(
-        args.run,
+    done = sample_run(
+        _sampled_from(args),
         args.n,
         out=args.out,
         sampler=_named_or_mapping(args.sampler, "--sampler"),
@@ -514,15 +578,39 @@ def _sample(args: Any) -> int:
         label=args.label,
         guidance=args.guidance,
         interval=args.interval and tuple(args.interval),
+        batch=args.batch,
         device=args.device,
         spec=_spec(args.spec),
+        say=_say_aside,
     )
+    if done is None:  # not the first of several processes
+        return 0
+    path, shape = done
     _finish(
         args,
         {"out": str(path), "shape": list(shape)},
         f"{shape[0]} samples of shape {list(shape[1:])}: {path}",
     )
     return 0
+
+
+def _sampled_from(args: Any) -> Any:
+    """The run that is named, or the official weights that are described."""
+    from .errors import Conflict
+    from .studies.sampling import Official
+
+    if args.official is None:
+        only = [name for name in ("model", "image_size", "ema") if getattr(args, name) is not None]
+        if only:
+            raise Conflict(f"--{only[0].replace('_', '-')} is of official weights; name their file: --official FILE.")
+        if args.run is None:
+            args.refuse("which model? reparam sample RUN, or --official FILE --model JiT-B/16.")
+        return args.run
+    if args.run is not None:
+        raise Conflict(f"both a run ({args.run}) and --official {args.official} are given; leave one of them out.")
+    if args.model is None:
+        args.refuse("--official needs to know which model the weights are of: --model JiT-B/16.")
+    return Official(args.official, _named_or_mapping(args.model, "--model"), args.image_size, args.ema)
 
 
 def _eval(args: Any) -> int:

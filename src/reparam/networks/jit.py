@@ -61,16 +61,16 @@ class RMSNorm(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """Patches to vectors through a bottleneck: two convolutions that are matrices here."""
+    """Patches to vectors, through a bottleneck where there is one: convolutions that are matrices here."""
 
     def __init__(self, patch: int, channels: int, bottleneck: int, width: int) -> None:
         super().__init__()
-        self.proj1 = nn.Conv2d(channels, bottleneck, patch, stride=patch, bias=False)
-        self.proj2 = nn.Conv2d(bottleneck, width, 1)
+        self.proj1 = nn.Conv2d(channels, bottleneck, patch, stride=patch, bias=False) if bottleneck else None
+        self.proj2 = nn.Conv2d(bottleneck, width, 1) if bottleneck else nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, N, width] for patches [B, N, C·p·p], channel first."""
-        narrow = F.linear(patches, self.proj1.weight.flatten(1))
+        narrow = patches if self.proj1 is None else F.linear(patches, self.proj1.weight.flatten(1))
         return F.linear(narrow, self.proj2.weight.flatten(1), self.proj2.bias)
 
 
@@ -105,19 +105,21 @@ class _LabelEmbed(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)  # [B, heads, 3, N, head_dim]
         q, k, v = qkv.unbind(2)
-        q, k = _rotated(self.q_norm(q), rope), _rotated(self.k_norm(k), rope)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = _rotated(q, rope), _rotated(k, rope)
         mixed = _attended(q, k, v)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
@@ -128,7 +130,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if v.device.type != "cpu":
         return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q, k, v.float())
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
 
 
 def _rotated(x: Tensor, rope: Tensor) -> Tensor:
@@ -155,15 +157,15 @@ def _modulation(width: int, parts: int) -> nn.Sequential:
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width)
-        self.attn = _Attention(width, heads, dropout)
+        self.attn = _Attention(width, heads, dropout, qk_norm)
         self.norm2 = RMSNorm(width)
         self.mlp = _SwiGLU(width, hidden, dropout)
         self.adaLN_modulation = _modulation(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).float()[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(self.norm1.modulated(x, shift1, scale1), rope)
         return x + gate2 * self.mlp(self.norm2.modulated(x, shift2, scale2))
@@ -190,12 +192,15 @@ class JiT(nn.Module):
         patch: side of a patch, in pixels.
         channels: of the pictures.
         size: "B", "L", "H" or "G": what the next ones are where they are not given.
-        width, depth, heads, bottleneck: of the transformer, and of the patch embedding.
+        width, depth, heads: of the transformer.
+        bottleneck: of the patch embedding; 0 for a single linear layer.
         classes: how many; 0 for a network without labels. Label ``classes`` means "no label".
         in_context: class tokens in context; 32 with classes, unless given.
         in_context_start: the block before which they join; the size's, or a third of the depth.
         dropout: in the middle half of the blocks; the size's, or 0 where a depth is given.
         outputs: channels of the output; those of the pictures by default.
+        rope: rotary positions on queries and keys, besides the fixed positions that are added to the patches.
+        qk_norm: queries and keys normalised, head by head.
 
     Raises:
         UnknownName: if there is no such size.
@@ -203,7 +208,7 @@ class JiT(nn.Module):
     """
 
     pos_embed: Tensor
-    rope: Tensor
+    rope: Tensor | None
 
     def __init__(
         self,
@@ -220,6 +225,8 @@ class JiT(nn.Module):
         in_context_start: int | None = None,
         dropout: float | None = None,
         outputs: int | None = None,
+        rope: bool = True,
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(size, str) or size not in SIZES:
@@ -238,6 +245,8 @@ class JiT(nn.Module):
             "in_context": (_IN_CONTEXT if classes else 0) if in_context is None else in_context,
             "dropout": (0.0 if own_depth else preset.dropout) if dropout is None else dropout,
             "outputs": channels if outputs is None else outputs,
+            "rope": rope,
+            "qk_norm": qk_norm,
         }
         start = self.config["depth"] // 3 if own_depth else preset.in_context_start
         self.config["in_context_start"] = start if in_context_start is None else in_context_start
@@ -260,6 +269,8 @@ class JiT(nn.Module):
         in_context_start: int,
         dropout: float,
         outputs: int,
+        rope: bool,
+        qk_norm: bool,
     ) -> None:
         self.grid = (image[0] // patch, image[1] // patch)
         self.patch, self.channels = patch, channels
@@ -270,10 +281,12 @@ class JiT(nn.Module):
         self.in_context_posemb = nn.Parameter(torch.zeros(1, in_context, width)) if in_context else None
         hidden = int(2 / 3 * 4 * width)
         middle = range(depth // 4, 3 * (depth // 4))
-        self.blocks = nn.ModuleList(_Block(width, heads, hidden, dropout if i in middle else 0.0) for i in range(depth))
+        rates = [dropout if i in middle else 0.0 for i in range(depth)]
+        self.blocks = nn.ModuleList(_Block(width, heads, hidden, rate, qk_norm) for rate in rates)
         self.final_layer = _FinalLayer(width, patch * patch * outputs)
         self.register_buffer("pos_embed", position_table(self.grid, width)[None])
-        self.register_buffer("rope", rotary_table(self.grid, width // heads, in_context), persistent=False)
+        table = rotary_table(self.grid, width // heads, in_context) if rope else None
+        self.register_buffer("rope", table, persistent=False)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -320,7 +333,7 @@ class JiT(nn.Module):
             if self.in_context_posemb is not None and i == self.in_context_start:
                 h = torch.cat([label[:, None] + self.in_context_posemb, h], dim=1)
             joined = i >= self.in_context_start
-            rope = self.rope if joined else self.rope[:, self.in_context :]
+            rope = self.rope if joined or self.rope is None else self.rope[:, self.in_context :]
             again = self._again and torch.is_grad_enabled()
             h = checkpoint(block, h, c, rope, use_reentrant=False) if again else block(h, c, rope)
         return self._picture(self.final_layer(h[:, self.in_context :], c))
@@ -415,11 +428,16 @@ def _check(config: dict[str, Any]) -> None:
             f"jit: pictures of {high}×{wide} cannot be cut into patches of {patch} pixels; choose a patch that divides "
             f"both sides{_divisors(config['image'])}, or resize the pictures (data.size and data.resize)."
         )
-    if width % heads or (width // heads) % 4:
+    for name in ("rope", "qk_norm"):
+        if not isinstance(config[name], bool):
+            raise NetworkError(f"jit: {name} is true or false, found {config[name]!r}.")
+    if width % heads or (config["rope"] and (width // heads) % 4):
         raise NetworkError(
-            f"jit: width {width} over {heads} heads gives {width / heads:g} features a head; rotary positions need a "
-            "multiple of 4."
+            f"jit: width {width} over {heads} heads gives {width / heads:g} features a head; "
+            + ("rotary positions need a multiple of 4." if config["rope"] else "choose a number that divides it.")
         )
+    if width % 4:
+        raise NetworkError(f"jit: the fixed positions need a width that is a multiple of 4, found {width}.")
     if config["in_context"] and not config["classes"]:
         raise NetworkError(f"jit: {config['in_context']} class tokens in context need classes, found classes=0.")
     if config["in_context"] and config["in_context_start"] >= config["depth"]:
@@ -437,7 +455,7 @@ _LEAST = {
     "width": 4,
     "depth": 1,
     "heads": 1,
-    "bottleneck": 1,
+    "bottleneck": 0,
     "classes": 0,
     "in_context": 0,
     "in_context_start": 0,

@@ -27,6 +27,7 @@ from .leaderboard import leaderboard
 from .nearest import nearest_section
 from .overview import overview
 from .plots import escape
+from .published import Published, about_section, published_section
 from .rows import Study, words_of
 from .samples import samples_section
 from .tracks import Strip
@@ -69,7 +70,14 @@ def _resource(name: str) -> str:
 
 
 def render(
-    study: Study, found: Sequence[Strip], out: Path, *, title: str, description: str, notes: Sequence[str]
+    study: Study,
+    found: Sequence[Strip],
+    out: Path,
+    *,
+    title: str,
+    description: str,
+    notes: Sequence[str],
+    published: Published,
 ) -> str:
     """The whole page."""
     script = _resource("page.js")
@@ -86,6 +94,8 @@ def render(
             "style": _resource("page.css"),
             "verdict": verdict(study),
             "leaderboard": leaderboard(study),
+            "published": published_section(published, study),
+            "about": about_section(published),
             "samples": samples,
             "density": density_section(study, out),
             "guided": guided_section(study),
@@ -104,7 +114,14 @@ def render(
 
 
 def write_report(
-    out: Path, *, title: str, description: str, rows: list[dict[str, Any]], rank_by: str, notes: list[str]
+    out: Path,
+    *,
+    title: str,
+    description: str,
+    rows: list[dict[str, Any]],
+    rank_by: str,
+    notes: list[str],
+    published: Published | None = None,
 ) -> Path:
     """Write a study's page and its overview figure.
 
@@ -115,6 +132,7 @@ def write_report(
         rows: the leaderboard. Rows whose "best_lr" is false are left out.
         rank_by: the metric that ranks; data sets it does not apply to are ranked by their first.
         notes: what a reader must know to judge the study.
+        published: what the recipe says of itself, and what others published of what it compares.
 
     Returns:
         The path of ``report.html``; ``overview.svg`` and the figures of runs that have any, ``figure-RUN.svg``,
@@ -128,5 +146,7 @@ def write_report(
     found = strips(study, out)
     write_text(out / "overview.svg", overview(study, found, title))
     write_figures(out, rows)
-    write_text(out / "report.html", render(study, found, out, title=title, description=description, notes=notes))
+    told = published or Published()
+    page = render(study, found, out, title=title, description=description, notes=notes, published=told)
+    write_text(out / "report.html", page)
     return out / "report.html"

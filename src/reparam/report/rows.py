@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ..metrics.significance import Difference, independent_difference, mean_interval, paired_difference
@@ -269,6 +270,10 @@ def _target_words(target: Any, among: Sequence[Any]) -> str:
     """A target's name, with its arguments where others of that name have other ones."""
     if not isinstance(target, dict):
         return words_of(target)
+    if target.get("name") == "file":
+        files = [str(t.get("path")) for t in among if isinstance(t, dict) and t.get("name") == "file"]
+        path = PurePath(str(target.get("path")))
+        return path.stem if sum(PurePath(file).stem == path.stem for file in files) == 1 else str(path)
     same = [t for t in among if isinstance(t, dict) and t.get("name") == target.get("name")]
     inner = target.get("target")
     if target.get("name") == "gaussian" and inner is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from ..files import write_text, written_whole
 from ..report.plots import picture_sheet
 from ..report.rows import words_of
 from .console import Console
-from .estimate import describe, probe
+from .estimate import Cost, describe, probe
 from .folders import differences, folder_name, locked, refuse_foreign
 from .inputs import Inputs, preflight
-from .leaderboard import as_text, rank_metric, ranked
-from .pool import Interrupted, Resources, gentle_interrupt, resources, run_here, run_in_workers
-from .recipe import Recipe, RunConfig, from_dict, load_recipe, read_recipe
+from .leaderboard import as_text, estimate_lines, rank_metric, ranked, told_of
+from .pool import Interrupted, Pool, gentle_interrupt, pool_on, run_here, run_in_workers
+from .recipe import Recipe, RunConfig, from_dict, load_recipe, target_named, told_to
 from .run import RESULT, blank_row, data_of, forget_data
 from .summary import summary
 
@@ -62,8 +62,12 @@ def study(
     *,
     out: str | Path | None = None,
     settings: Sequence[str] = (),
+    tiny: bool = False,
+    targets: Sequence[str | dict[str, Any]] = (),
     jobs: int | None = None,
     device: str | None = None,
+    on: str = "local",
+    per_run: Mapping[str, float] | None = None,
     estimate_only: bool = False,
     say: Callable[[str], None] = print,
 ) -> Study | None:
@@ -79,9 +83,16 @@ def study(
         out: the folder to write to; runs/NAME by default. Where it holds an unfinished
             study of the same recipe, that one is continued.
         settings: overrides such as "train.steps=500".
+        tiny: the small version of the recipe, where it has one.
+        targets: further targets to compare: names, .py files with the two functions of
+            :class:`reparam.targets.File`, or mappings such as {name: k, k: 0.3}.
         jobs: runs at a time; by default one a core, or one a GPU. Functions, modules and
             arrays of the caller's stay in this process, one run after another.
         device: "cpu", "cuda", "mps"; the best there is by default.
+        on: "local" for this machine, or "ray" for a Ray cluster: that of RAY_ADDRESS, or one started here for the
+            study alone.
+        per_run: what a run asks of the cluster, {"num_cpus": 8, "num_gpus": 0.5}; by default one GPU where there
+            are any, and the cores divided among the runs.
         estimate_only: say what it would cost, and do nothing.
         say: where lines for the reader go.
 
@@ -95,27 +106,52 @@ def study(
     forget_data()
     own = Inputs.of(data, network)
     settings = [settings] if isinstance(settings, str) else list(settings)
-    plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
+    listed = [targets] if isinstance(targets, str | dict) else targets
+    targets = [target_named(target) if isinstance(target, str) else target for target in listed]
+    plan = load_recipe(
+        recipe,
+        settings,
+        tiny=tiny,
+        targets=targets,
+        change=own.into,
+        extra_networks=own.networks,
+        extra_data=own.data_names,
+    )
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
-    on = resources(len(plan.runs), 1 if own.in_process else jobs, device)
-    say(f"study {plan.name}: {len(plan.runs)} runs")
-    digests = preflight(plan, own, say)
-    if estimate_only:
-        say(f"it would take {describe(probe(plan.runs, on, data=own.data, factory=own.factory), on)}")
-        return None
-    with _claimed(folder, {"recipe": plan.to_dict(), "data": digests}) as claim:
-        costs = probe(plan.runs, on, data=own.data, factory=own.factory)
-        say(f"the whole takes {describe(costs, on)}")
-        claim()  # only now that every run is known to work: a mistake found above leaves the folder free
-        _contact_sheets(plan, own, folder, say)
-        rows, stopped = _do(plan, folder, on, own, digests, {run: cost.seconds for run, cost in costs.items()}, say)
-        if stopped:
-            again = _again(None if data is not None or network is not None else recipe, settings, folder)
-            raise Interrupted(
-                f"stopped with {len(rows)} of {len(plan.runs)} runs done; everything is kept in {folder}. "
-                f"To continue: {again}"
-            )
-        return _conclude(folder, plan, rows)
+    if own.in_process and on != "local":
+        raise Conflict(
+            f"on: {on} does the runs in other processes, which have no array, function or module of this one; name "
+            "them: data='FILE.npy', network='pkg.mod:make'."
+        )
+    with pool_on(on, len(plan.runs), 1 if own.in_process else jobs, device, per_run) as pool:
+        say(f"study {plan.name}: {len(plan.runs)} runs")
+        digests = preflight(plan, own, say)
+        if estimate_only:
+            for line in estimate_lines(plan):
+                say(line)
+            say(f"it would take {describe(_costs(plan, own, pool), pool.on)}")
+            return None
+        record = {"recipe": plan.to_dict(), "data": digests, "told": asdict(told_of(plan))}
+        with _claimed(folder, record) as claim:
+            pool.check(folder)
+            costs = _costs(plan, own, pool)
+            say(f"the whole takes {describe(costs, pool.on)}")
+            claim()  # only now that every run is known to work: a mistake found above leaves the folder free
+            _contact_sheets(plan, own, folder, say)
+            seconds = {run: cost.seconds for run, cost in costs.items()}
+            rows, stopped = _do(plan, folder, pool, own, digests, seconds, say)
+            if stopped:
+                named = None if data is not None or network is not None else recipe
+                again = _again(named, settings, tiny, targets, folder, on, per_run)
+                raise Interrupted(
+                    f"stopped with {len(rows)} of {len(plan.runs)} runs done; everything is kept in {folder}. "
+                    f"To continue: {again}"
+                )
+            return _conclude(folder, plan, rows)
+
+
+def _costs(plan: Recipe, own: Inputs, pool: Pool) -> dict[str, Cost]:
+    return pool.call(probe, plan.runs, pool.on, data=own.data, factory=own.factory)
 
 
 def _contact_sheets(plan: Recipe, own: Inputs, folder: Path, say: Callable[[str], None]) -> None:
@@ -149,13 +185,14 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
     except (OSError, ValueError) as e:
         raise Conflict(f"{folder / _RECORD} cannot be read ({e}); choose another --out.") from e
     now = json.loads(json.dumps(record))
-    if before == now:
+    if all(before.get(key) == now[key] for key in ("recipe", "data")):  # what is told beside them may have changed
         return
     changes = list(differences(before.get("recipe"), now["recipe"]))
     if not changes:
         changed = [key for key in now["data"] if before.get("data", {}).get(key) != now["data"][key]]
-        if "extractor" in changed:
-            raise DataError(f"the extractor has changed since the study in {folder} began; choose another --out.")
+        for code in ("extractor", *(key for key in changed if key.startswith("target "))):
+            if code in changed:
+                raise DataError(f"the {code} has changed since the study in {folder} began; choose another --out.")
         networks = {json.dumps(run["network"], sort_keys=True) for run in now["recipe"]["runs"].values()}
         what = "network has" if any(key in networks for key in changed) else "data have"
         raise DataError(f"the {what} changed since the study in {folder} began; choose another --out.")
@@ -181,7 +218,7 @@ def _finished(folder: Path, plan: Recipe) -> dict[str, dict[str, Any]]:
 def _do(
     plan: Recipe,
     folder: Path,
-    on: Resources,
+    pool: Pool,
     own: Inputs,
     digests: dict[str, str],
     seconds: dict[str, float],
@@ -196,10 +233,10 @@ def _do(
     watch = Console({run: seconds[run] for run in left}, {run: c.train.steps for run, c in left.items()}, say)
     with gentle_interrupt() as interrupted, watch:
         if left and own.in_process:
-            run_here(left, folder, on, watch, interrupted.is_set, data=own.data, factory=own.factory)
+            run_here(left, folder, pool.on, watch, interrupted.is_set, data=own.data, factory=own.factory)
         elif left:
             found = {run: digests[json.dumps(config.data, sort_keys=True)] for run, config in left.items()}
-            run_in_workers(left, folder, on, watch, interrupted.is_set, found)
+            run_in_workers(left, folder, pool, watch, interrupted.is_set, found)
     rows |= watch.rows
     if interrupted.is_set():
         return rows, True
@@ -223,6 +260,7 @@ def _conclude(folder: Path, plan: Recipe, rows: dict[str, dict[str, Any]]) -> St
         rows=order,
         rank_by=rank_metric(order[0], plan),
         notes=_notes(plan),
+        published=told_of(plan),
     )
     failed = {row["run"]: row["reason"] for row in order if row["status"] == "failed"}
     return Study(folder, report, order, plan, failed)
@@ -281,12 +319,25 @@ def _of_how_they_learn(configs: Sequence[RunConfig]) -> list[str]:
     return notes
 
 
-def _again(recipe: Any, settings: Sequence[str], folder: Path) -> str:
+def _again(
+    recipe: Any,
+    settings: Sequence[str],
+    tiny: bool,
+    targets: Sequence[str | dict[str, Any]],
+    folder: Path,
+    on: str,
+    per_run: Mapping[str, float] | None,
+) -> str:
     if not isinstance(recipe, str | Path):
         return f"call study again with the same arguments and out={str(folder)!r}"
-    words = ["reparam", "study", str(recipe), "--out", str(folder)]
+    words = ["reparam", "study", str(recipe), "--out", str(folder), *(["--tiny"] if tiny else [])]
+    for target in targets:
+        # YAML reads JSON.
+        words += ["--target", target if isinstance(target, str) else json.dumps(target)]
     for setting in settings:
         words += ["--set", setting]
+    words += [] if on == "local" else ["--on", on]
+    words += ["--per-run", json.dumps(dict(per_run))] if per_run else []
     return shlex.join(words)
 
 
@@ -307,5 +358,5 @@ def open_study(out: str | Path) -> Study:
     recipe = record["recipe"]
     runs = {run: from_dict(config) for run, config in recipe["runs"].items()}
     description = next(iter(runs.values())).description
-    plan = Recipe(recipe["name"], description, runs, recipe["rank_by"])
+    plan = told_to(Recipe(recipe["name"], description, runs, recipe["rank_by"]), record.get("told") or {})
     return _conclude(folder, plan, {row["run"]: row for row in rows})

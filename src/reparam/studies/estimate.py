@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from ..data import Data
 from ..denoiser import evaluating
@@ -20,20 +21,32 @@ from ..training import Diverged, Engine, Trainer
 from .pool import Resources
 from .recipe import RunConfig
 from .run import check_data, chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
+from .scale import Machine, Work, averages_of, counting, memory, project, work_of
 
 #: What Python and torch themselves take, a process.
 _BASE_BYTES = 350e6
+#: Networks whose cost elsewhere is computed, and the numbers of GPUs.
+_COUNTED, _GPUS = ("mlp", "jit", "unet"), (1, 8, 64)
+#: On a CPU, a batch of more numbers than this is counted before it is tried; a step that is tried takes at most so many
+#: operations, and this share of the memory.
+_LARGE, _MOST_FLOPS, _MOST_MEMORY = 2**23, 1e12, 0.25
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and bytes of one run; and the floating-point operations of one step of training, where counted."""
+    """Seconds and bytes of one run; and the floating-point operations of one step of training, where counted.
+
+    ``scaled``: the seconds that training would take on so many GPUs, computed (:mod:`.scale`), where it was asked for.
+    ``kept``: of the bytes, those that a step holds for its backward pass.
+    """
 
     train_s: float
     sample_s: float
     score_s: float
     bytes: float
     flops: float = 0.0
+    scaled: dict[int, float] = field(default_factory=dict)
+    kept: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -88,7 +101,8 @@ def _of_run(config: RunConfig, data: Data, one: Cost, runs: int) -> Cost:
     # Real pictures' features are computed once for all runs.
     n = scored(config, data)
     features = one.score_s * (n + (min(c.reference, len(data.train)) + n) / runs)
-    return Cost(one.train_s * config.train.steps, one.sample_s * evaluations * n, features, one.bytes, one.flops)
+    train, sample = one.train_s * config.train.steps, one.sample_s * evaluations * n
+    return replace(one, train_s=train, sample_s=sample, score_s=features)
 
 
 def probe_training(
@@ -101,7 +115,17 @@ def probe_training(
     """
     low, high = engine.part(config.train.batch, config.train.accumulate)
     share = replace(config, train=replace(config.train, batch=high - low))
-    return _of_run(share, data, _tried(share, data, factory, str(engine.device)), 1)
+    cost = _of_run(share, data, _tried(share, data, factory, str(engine.device)), 1)
+    return replace(cost, scaled=_scaled(config, data)) if engine.first and factory is None else cost
+
+
+def _scaled(config: RunConfig, data: Data) -> dict[int, float]:
+    """Seconds of training on GPUs that are not here, where the network is built in and the batch can be shared out."""
+    if config.network["name"] not in _COUNTED:
+        return {}
+    work, stored = work_of(config, data), (data.train[0].nbytes, data.count)
+    fits = [n for n in _GPUS if config.train.batch % (n * config.train.accumulate) == 0]
+    return {n: project(work, config, n, stored).seconds for n in fits}
 
 
 def describe_training(cost: Cost, config: RunConfig, engine: Engine) -> str:
@@ -111,8 +135,16 @@ def describe_training(cost: Cost, config: RunConfig, engine: Engine) -> str:
     return (
         f"about {in_words(cost.seconds)}: {in_words(cost.train_s)} of training, {each:.3g} s a step of "
         f"{_flops(whole)}FLOP ({_flops(whole * steps)}FLOP in all, {_flops(cost.flops / each)}FLOP/s a process), "
-        f"the rest samples and scores; {cost.bytes / 1e9:.1f} GB of memory a process"
+        f"the rest samples and scores; {cost.bytes / 1e9:.1f} GB of memory a process{_elsewhere(cost)}"
     )
+
+
+def _elsewhere(cost: Cost) -> str:
+    """What training would take on GPUs that are not here."""
+    if not cost.scaled:
+        return ""
+    told = ", ".join(f"{in_words(seconds)} on {gpus}" for gpus, seconds in cost.scaled.items())
+    return f". Computed, not measured, for {Machine().name}s (docs/scale.md): training takes {told}"
 
 
 def _flops(value: float) -> str:
@@ -125,7 +157,11 @@ def _flops(value: float) -> str:
 
 def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
     try:
-        return _measure(config, data, factory, device)
+        fits = _affordable(config, data, factory, device)
+        if fits >= config.train.batch:
+            return _measure(config, data, factory, device)
+        few = replace(config, train=replace(config.train, batch=fits, accumulate=1))
+        return _more(_measure(few, data, factory, device), config.train.batch / fits, config.train.accumulate)
     except ReparamError:
         raise
     except Exception as e:
@@ -139,18 +175,32 @@ def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | No
         ) from e
 
 
+def _affordable(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> int:
+    """How many samples a step may have that is only tried: on a CPU no more than it does in some seconds."""
+    batch = config.train.batch
+    known = factory is None and config.network["name"] in _COUNTED
+    if device != "cpu" or not known or batch * math.prod(data.shape) <= _LARGE:
+        return batch
+    work: Work = work_of(config, data)
+    room = _MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**31
+    return max(1, min(batch, int(_MOST_FLOPS / work.flops), int(room / work.kept)))
+
+
+def _more(one: Cost, times: float, parts: int) -> Cost:
+    """The cost of a batch that is so many times as large, in so many parts."""
+    kept = one.kept * times / parts
+    return replace(
+        one, train_s=one.train_s * times, flops=one.flops * times, bytes=one.bytes + kept - one.kept, kept=kept
+    )
+
+
 def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
     """Seconds a step, an evaluated sample, and a picture's features; bytes."""
     trainer = trainer_of(config, data, make_network(config, data, factory), Engine(device))
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with counting(trainer.trainee) as count:
         _step(trainer)
+    flops, kept = count.flops, count.kept / config.train.accumulate
+    del count  # and with it what it has kept
     times = [_timed(lambda: _step(trainer), trainer.device) for _ in range(5)]
     n = min(config.sample.n, sample_chunk(data.shape))
     x = torch.randn(n, *data.shape, device=trainer.device)
@@ -162,10 +212,10 @@ def _measure(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | 
     parameters = sum(p.numel() * p.element_size() for p in trainer.trainee.parameters())
     tensors: list[Any] = [data.train, trainer.validation.x0, trainer.validation.eps]
     size = sum(t.numel() * t.element_size() for t in tensors)
-    # Weights, gradients, two moments and the average; activations; the data; the samples kept on the way.
     features = _features(config, data, device)
-    held = _BASE_BYTES + 5 * parameters + sum(kept.values()) + size + 60 * x.nbytes
-    return Cost(sorted(times)[2], forward, features, held, counter.get_total_flops())
+    # And the samples kept on the way.
+    held = _BASE_BYTES + memory(parameters, averages_of(config), kept, size).total + 60 * x.nbytes
+    return Cost(sorted(times)[2], forward, features, held, flops, kept=kept)
 
 
 def _step(trainer: Trainer) -> None:

@@ -100,6 +100,9 @@ def preflight(plan: Recipe, own: Inputs, say: Callable[[str], None]) -> dict[str
             say(f"  running your code: {what} {name}")
         if config.extractor and is_factory(config.extractor["name"]) and mine.pictures:
             digests["extractor"] = Reference(mine, config.extractor).extractor.digest
+    for path in sorted({str(c.target["path"]) for c in plan.runs.values() if c.target.get("name") == "file"}):
+        say(f"  running your code: target {path}")
+        digests[f"target {path}"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()[:16]
     for config in plan.runs.values():
         key = json.dumps(config.network, sort_keys=True)
         if key not in digests and (config.network["name"] not in NETWORKS or "weights" in config.network):

@@ -6,9 +6,10 @@ import json
 import math
 import statistics
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-from ..report import guided
+from ..report import guided, published
 from ..report.rows import Entry, Study
 from .recipe import Recipe
 
@@ -131,7 +132,19 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
     lines = _lines(study, metrics, intervals=metrics if several else [study.rank_by])
     if not several and len(lines[0]) > _WIDEST:
         lines = _lines(study, metrics, intervals=[])
-    return "\n".join(line.rstrip() for line in [*lines, *guided.lines(study)])
+    told = told_of(recipe)
+    said = [*lines, *guided.lines(study), *([""] if told.rows else []), *published.lines(told, study)]
+    return "\n".join(line.rstrip() for line in said)
+
+
+def told_of(recipe: Recipe) -> published.Published:
+    """What a recipe says of itself, and its published numbers, as the page takes them."""
+    return published.Published([asdict(row) for row in recipe.published], asdict(recipe.about), recipe.tiny)
+
+
+def estimate_lines(recipe: Recipe) -> list[str]:
+    """The same for a reader who asks what the recipe would cost."""
+    return [*recipe.about.lines(), *(f"  {line}" for line in published.lines(told_of(recipe)))]
 
 
 def _lines(study: Study, metrics: list[str], intervals: list[str]) -> list[str]:
@@ -170,7 +183,7 @@ def _named(study: Study, entry: Entry) -> str:
 
     name = target(entry)
     alone = sum(target(e) == name for e in study.groups[entry.data]) == 1
-    return name if alone and name != "gaussian" else entry.label
+    return name if alone and name not in ("gaussian", "file") else entry.label
 
 
 def _remarks(study: Study, entry: Entry) -> list[str]:

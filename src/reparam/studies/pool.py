@@ -1,4 +1,4 @@
-"""Runs, spread over worker processes on this machine, or one after another in this one."""
+"""Runs, spread over worker processes, or one after another in this one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from ..data import Data
-from ..errors import ReparamError, Unsupported
+from ..errors import Conflict, ReparamError, Unsupported, unknown
 from .recipe import RunConfig
 from .run import execute
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -142,89 +145,201 @@ def run_here(
         torch.set_num_threads(threads)
 
 
-class _Worker:
-    """A worker process, and the thread that reads its events."""
+#: What a worker tells, with who tells it; None at its end.
+Events = queue.SimpleQueue[tuple["Worker", dict[str, Any] | None]]
 
-    def __init__(self, events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]], device: str, threads: int):
-        self.device, self.threads = device, threads
+
+class Worker(Protocol):
+    """Does one run at a time, and puts what happens into a queue of events; None is the last of them.
+
+    Attributes:
+        run: what it is at, where it is at anything. device: what it computes on.
+    """
+
+    run: str | None
+    device: str
+
+    def start(self, command: dict[str, Any]) -> None:
+        """Give it a run."""
+
+    def end(self) -> None:
+        """Ask it to save its state and end."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait, at most so long, for its end."""
+
+    def fate(self) -> str:
+        """How one that has ended did."""
+
+
+class Pool:
+    """Where a study's runs are done: by default in worker processes on this machine."""
+
+    #: How often a run may lose its worker and go on in another, before it counts as failed.
+    losses = 0
+
+    def __init__(self, on: Resources) -> None:
+        self.on = on
+
+    def check(self, folder: Path) -> None:
+        """Make sure that workers can write to a folder, which this process has locked."""
+
+    def call(self, work: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
+        """What ``work`` returns where a run would be done."""
+        return work(*arguments, **named)
+
+    def worker(self, events: Events, device: str) -> Worker:
+        """A new worker."""
+        return _Process(events, device, self.on.threads)
+
+
+@contextlib.contextmanager
+def pool_on(
+    where: str, runs: int, jobs: int | None, device: str | None, per_run: Mapping[str, float] | None
+) -> Iterator[Pool]:
+    """The pool of a study, for as long as it needs it.
+
+    Args:
+        where: "local", or "ray" for a cluster.
+        per_run: what a run asks of the cluster: num_cpus, num_gpus.
+
+    Raises:
+        UnknownName, Unsupported, Conflict: if it cannot be had.
+    """
+    if where == "local":
+        if per_run:
+            raise Conflict("per_run (--per-run) is what a run asks of a cluster; it goes with --on ray.")
+        yield Pool(resources(runs, jobs, device))
+        return
+    if where != "ray":
+        raise unknown("place for a study (--on)", where, ["local", "ray"])
+    try:
+        from .ray_pool import connected
+    except ModuleNotFoundError as e:
+        if e.name != "ray":
+            raise
+        raise Unsupported("a study on a cluster needs Ray, which is not installed: pip install 'reparam[ray]'.") from e
+    with connected(runs, jobs, device, per_run) as pool:
+        yield pool
+
+
+def launch(threads: int, path: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """A worker process (:mod:`.worker`): commands go into its standard input, events come out of its output.
+
+    Args:
+        threads: it computes with. path: where it looks for modules.
+        options: further ones of Popen.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(p for p in path if p),
+        # Keep freed memory: activations of the same size are asked for again at every step.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "reparam.studies.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # Ctrl-C at the terminal reaches the study, which tells its workers
+        **options,
+    )
+
+
+def tell(process: subprocess.Popen[str], command: dict[str, Any]) -> None:
+    """Give a worker process a run."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed by its listener
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code of a worker process in words."""
+    how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return f"its process was {how}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+
+
+class _Process:
+    """A worker process on this machine, and the thread that reads its events."""
+
+    def __init__(self, events: Events, device: str, threads: int):
+        self.device = device
         self.run: str | None = None
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),  # modules found here are found there
-            # Keep freed memory: activations of the same size are asked for again at every step.
-            "MALLOC_MMAP_THRESHOLD_": str(2**30),
-            "MALLOC_TRIM_THRESHOLD_": str(2**32),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "reparam.studies.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            close_fds=False,  # the folder's lock stays held until the last worker has written its state
-            start_new_session=True,  # Ctrl-C at the terminal reaches the study, which tells its workers
-        )
+        # Modules found here are found there; the folder's lock stays held until the last has written its state.
+        self._process = launch(threads, sys.path, close_fds=False)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
-    def _listen(self, events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+    def _listen(self, events: Events) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             events.put((self, json.loads(line)))
         events.put((self, None))
 
-    def start(self, run: str, config: RunConfig, folder: Path, digest: str, save_every: float) -> None:
-        assert self.process.stdin is not None
-        self.run = run
-        command = {
-            "run": run,
-            "config": config.to_dict(),
-            "folder": str(folder),
-            "digest": digest,
-            "device": self.device,
-            "threads": self.threads,
-            "save_every": save_every,
-        }
-        with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed by its listener
-            self.process.stdin.write(json.dumps(command) + "\n")
-            self.process.stdin.flush()
+    def start(self, command: dict[str, Any]) -> None:
+        tell(self._process, command)
 
     def end(self) -> None:
         with contextlib.suppress(OSError):
-            self.process.terminate()
+            self._process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def fate(self) -> str:
+        return how_it_ended(self._process.wait())
 
 
 def run_in_workers(
     runs: dict[str, RunConfig],
     out: Path,
-    on: Resources,
+    pool: Pool,
     watch: Watch,
     stop: Callable[[], bool],
     digests: dict[str, str],
     save_every: float = 10.0,
 ) -> None:
-    """Do the runs in ``on.jobs`` processes. A process that dies loses its run, not the study.
+    """Do the runs in a pool's workers. A worker that dies loses its run, not the study.
 
     Args:
-        digests: of each run's data, by run name: what a process finds must be these.
+        digests: of each run's data, by run name: what a worker finds must be these.
+        save_every: seconds between checkpoints.
     """
-    events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+    events: Events = queue.SimpleQueue()
     waiting = list(runs)
-    workers: set[_Worker] = set()
+    workers: set[Worker] = set()
+    lost: Counter[str] = Counter()
 
-    def give(worker: _Worker) -> None:
-        if waiting and not stop():
-            run = waiting.pop(0)
-            worker.start(run, runs[run], out / run, digests[run], save_every)
-        else:
+    def add(device: str) -> None:
+        worker = pool.worker(events, device)
+        workers.add(worker)
+        give(worker)
+
+    def give(worker: Worker) -> None:
+        if not waiting or stop():
             worker.run = None
             worker.end()
+            return
+        worker.run = run = waiting.pop(0)
+        worker.start(
+            {
+                "run": run,
+                "config": runs[run].to_dict(),
+                "folder": str((out / run).absolute()),
+                "digest": digests[run],
+                "device": worker.device,
+                "threads": pool.on.threads,
+                "save_every": save_every,
+            }
+        )
 
     try:
-        for device in on.devices:
-            worker = _Worker(events, device, on.threads)
-            workers.add(worker)
-            give(worker)
+        for device in pool.on.devices:
+            add(device)
         told = False
         while workers:
             if stop() and not told:
@@ -237,11 +352,11 @@ def run_in_workers(
                 continue
             if event is None:
                 workers.discard(worker)
-                _bury(worker, watch, stop)
+                if worker.run and not stop():
+                    lost[worker.run] += 1
+                    _bury(worker.run, worker.fate(), lost[worker.run], pool.losses, waiting, watch)
                 if waiting and not stop():
-                    replacement = _Worker(events, worker.device, on.threads)
-                    workers.add(replacement)
-                    give(replacement)
+                    add(worker.device)
             elif event["event"] == "progress":
                 watch.progress(event["run"], event["step"])
             elif event["event"] == "stopped" and not stop():
@@ -254,12 +369,11 @@ def run_in_workers(
         _end_all(workers)
 
 
-def _end_all(workers: set[_Worker]) -> None:
+def _end_all(workers: set[Worker]) -> None:
     for worker in workers:
         worker.end()
     for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(10)
+        worker.wait(10)
 
 
 def _report(event: dict[str, Any], watch: Watch) -> None:
@@ -271,9 +385,11 @@ def _report(event: dict[str, Any], watch: Watch) -> None:
         watch.failed(event["run"], event["message"])
 
 
-def _bury(worker: _Worker, watch: Watch, stop: Callable[[], bool]) -> None:
-    code = worker.process.wait()
-    if worker.run and not stop():
-        how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        watch.failed(worker.run, f"its process was {how}{hint}; run the same command again to continue it.")
+def _bury(run: str, fate: str, times: int, allowed: int, waiting: list[str], watch: Watch) -> None:
+    """A worker died at a run, which goes on in another as long as that is allowed."""
+    if times <= allowed:
+        print(f"{run}: {fate}; it goes on from its last checkpoint ({times} of {allowed} losses)", file=sys.stderr)
+        waiting.insert(0, run)
+        return
+    often = f", the last of {times} losses" if allowed else ""
+    watch.failed(run, f"{fate}{often}; run the same command again to continue it.")

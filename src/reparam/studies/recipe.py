@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -33,6 +33,7 @@ from ..samplers import GRIDS, SAMPLERS, THRESHOLDS, Sampler
 from ..schedules import SCHEDULES, Schedule
 from ..times import TIMES
 from ..training import TrainConfig
+from .published import About, Published, published_of
 
 #: Keys whose value is a pair by nature; a list of such pairs is a sweep.
 _RANGES = ("t_range", "validate_on")
@@ -48,6 +49,8 @@ _PARTS = ("data", "network", "schedule", "times", "target", "extractor")
 _OWN_CODE = ("network", "extractor")
 #: What an entry of ``target`` may set besides the target's own arguments.
 _PER_TARGET = ("t_range", "loss_space", "weighting", "times", "supervision")
+#: What a recipe says besides its runs; the first two say what they are made from, the others change no result.
+_BESIDES = ("extends", "tiny", "about", "published")
 #: What a likelihood is unless an entry of ``target`` says otherwise.
 _LIKELIHOOD = {f.name: f.default for f in fields(Gaussian) if f.name != "target"}
 
@@ -259,12 +262,17 @@ class Recipe:
         name, description: of the study.
         runs: what it comes to, by run name.
         rank_by: the metric that orders the leaderboard, or None for the data's first.
+        about: where it is from and what it takes. published: what others measured.
+        tiny: whether this is the small version of it.
     """
 
     name: str
     description: str
     runs: dict[str, RunConfig]
     rank_by: str | None
+    about: About = field(default_factory=About)
+    published: tuple[Published, ...] = ()
+    tiny: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the results; two recipes are the same where this is."""
@@ -319,26 +327,71 @@ def built_in() -> dict[str, str]:
     """The recipes that come with reparam: name → text."""
     folder = files("reparam") / "recipes"
     found = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in sorted(found, key=lambda f: f.name)}
+    return dict(sorted((f.name.removesuffix(".yaml"), f.read_text(encoding="utf-8")) for f in found))
 
 
-def read_recipe(which: str | Path | dict[str, Any]) -> dict[str, Any]:
-    """The raw recipe: a built-in one by name, a YAML file, or plain data.
+def read_recipe(which: str | Path | dict[str, Any], tiny: bool = False) -> dict[str, Any]:
+    """The raw recipe: a built-in one by name, a YAML file, or plain data; merged over the one that it extends.
+
+    Args:
+        which: the recipe.
+        tiny: merge its ``tiny`` over it, and add "-tiny" to its name.
 
     Raises:
         UnknownName: if there is no such recipe.
-        RecipeError: if the file cannot be read as a mapping.
+        RecipeError: if the file cannot be read as a mapping, extends itself, or has no ``tiny`` where it is asked for.
     """
+    raw = _extended(which, Path(), ())
+    small = raw.pop("tiny", None)
+    if small is not None and not isinstance(small, dict):
+        raise RecipeError(f"tiny: expected a mapping of keys of the recipe, found {small!r}.")
+    if not tiny:
+        return raw
+    name = str(raw.get("name", "study"))
+    if small is None:
+        raise RecipeError(
+            f"recipe {name} has no tiny version: it has no key tiny, which gives what is smaller there, such as "
+            "tiny: {train: {steps: 100}}. Leave --tiny out, or make it smaller with --set."
+        )
+    for key in _BESIDES:
+        if key in small and key != "about":
+            raise RecipeError(f"tiny.{key}: {key} stands beside tiny in a recipe, not within it.")
+    if isinstance(raw.get("about"), dict):  # what it takes and comes to is said of the full size
+        raw["about"] = {key: said for key, said in raw["about"].items() if key not in ("hardware", "expected")}
+    return _merged({**raw, "name": f"{name}-tiny"}, small)
+
+
+def _extended(which: Any, beside: Path, seen: tuple[Any, ...]) -> dict[str, Any]:
+    """A recipe over the one that it extends; ``beside``: where relative paths begin; ``seen``: what extends it."""
+    raw, place = _read(which, beside)
+    if not isinstance(which, dict):
+        here = place.resolve() if isinstance(place, Path) else place
+        if here in seen:
+            raise RecipeError(f"extends: {' → '.join(map(str, [*seen, here]))}: a recipe cannot extend itself.")
+        seen = (*seen, here)
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise RecipeError(f"extends: expected the name of a built-in recipe or the path of one, found {base!r}.")
+    folder = place.parent if isinstance(place, Path) else Path()
+    below = _extended(base, folder, seen)
+    del below["name"]  # it has its own
+    return _merged(below, raw)
+
+
+def _read(which: Any, beside: Path) -> tuple[dict[str, Any], str | Path]:
+    """A recipe as it is written, and its name or path."""
     if isinstance(which, dict):
-        return copy.deepcopy(which)
+        return copy.deepcopy(which), ""
     if not isinstance(which, str | Path):
         raise RecipeError(f"a recipe is a name, a path or a mapping, found {which!r}.")
     recipes = built_in()
     if str(which) in recipes:
-        raw, where = parse_yaml(recipes[str(which)], f"recipe {which}"), f"recipe {which}"
+        raw = parse_yaml(recipes[str(which)], f"recipe {which}")
         raw.setdefault("name", str(which))
-        return dict(raw)
-    path = Path(which)
+        return dict(raw), str(which)
+    path = beside / which
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         raise unknown("recipe", which, [*recipes, "a path to a .yaml file"])
     try:
@@ -350,7 +403,20 @@ def read_recipe(which: str | Path | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(f"{where} holds {type(raw).__name__}, expected a mapping with data, network, target.")
     raw.setdefault("name", path.stem)
-    return raw
+    return raw, path
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any], top: bool = True) -> dict[str, Any]:
+    """Two mappings, the second over the first, key by key; a part of another name replaces the whole part."""
+    merged = dict(below)
+    for key, value in above.items():
+        before = _named(key, merged.get(key)) if top and key in _PARTS else merged.get(key)
+        if not (isinstance(before, dict) and isinstance(value, dict)):
+            merged[key] = value
+        else:
+            same = value.get("name", before.get("name")) == before.get("name")
+            merged[key] = _merged(before, value, top=top and key == "tiny") if same else value
+    return merged
 
 
 def override(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
@@ -382,20 +448,26 @@ def load_recipe(
     which: str | Path | dict[str, Any],
     settings: list[str] | None = None,
     *,
+    tiny: bool = False,
+    targets: Sequence[str | dict[str, Any]] = (),
+    change: Callable[[dict[str, Any]], dict[str, Any]] = copy.copy,
     extra_networks: tuple[str, ...] = (),
     extra_data: tuple[str, ...] = (),
 ) -> Recipe:
     """A recipe, checked and with its sweeps multiplied out.
 
     Args:
-        which: see :func:`read_recipe`.
-        settings: see :func:`override`.
+        which, tiny: see :func:`read_recipe`.
+        settings: see :func:`override`; they are applied to what ``change`` makes of the recipe.
+        targets: further ones to compare.
         extra_networks, extra_data: names that the caller supplies itself.
 
     Raises:
         RecipeError, UnknownName, Conflict, …: with the path of the key in the message.
     """
-    raw = _seeded(override(read_recipe(which), settings or []))
+    raw = _seeded(override(change(read_recipe(which, tiny)), settings or []))
+    about, published = About.of(raw.pop("about", None) or {}), published_of(raw.pop("published", None) or [])
+    raw = _with_targets(raw, targets)
     _check_keys("", raw, [*(f.name for f in fields(RunConfig)), "seeds"])
     for key in ("data", "network", "target"):
         if raw.get(key) is None:
@@ -416,7 +488,47 @@ def load_recipe(
         str(raw.get("description", "")),
         _share_validation(runs),
         raw.get("rank_by"),
+        about,
+        published,
+        tiny,
     )
+
+
+def told_to(recipe: Recipe, told: dict[str, Any]) -> Recipe:
+    """The recipe with what a study recorded beside it: about, rows (the published ones) and tiny.
+
+    Raises:
+        RecipeError: if they are none.
+    """
+    about, published = About.of(told.get("about") or {}), published_of(told.get("rows") or [])
+    return replace(recipe, about=about, published=published, tiny=bool(told.get("tiny")))
+
+
+def target_named(text: str) -> str | dict[str, Any]:
+    """A target as the command line is given it: a .py file, a YAML mapping in braces, or a name.
+
+    Raises:
+        RecipeError: if the mapping is not well formed.
+    """
+    if text.endswith(".py"):
+        return {"name": "file", "path": text}
+    if not text.lstrip().startswith("{"):
+        return text
+    found: dict[str, Any] = parse_yaml(text, f"--target {text}")
+    return found
+
+
+def _with_targets(raw: dict[str, Any], targets: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
+    """The recipe with further targets; one that is there already is refused."""
+    if not targets:
+        return raw
+    among = raw.get("target")
+    listed = list(among) if isinstance(among, list) else [] if among is None else [among]
+    for target in targets:
+        if any(_named("target", target) == _named("target", one) for one in listed):
+            raise Conflict(f"the target {target!r} is compared already; leave it out.")
+        listed.append(target)
+    return {**raw, "target": listed}
 
 
 def _seeded(raw: dict[str, Any]) -> dict[str, Any]:
@@ -526,6 +638,8 @@ def _label(key: str, value: Any, among: Sequence[Any] = ()) -> str:
         return _likelihood_label(value, among)
     if key == "target" and isinstance(value, dict) and value.get("supervision") == "exact":
         text = f"{text}_exact"
+    if key == "target" and text == "file" and isinstance(value, dict):
+        text = Path(str(value.get("path", text))).stem
     text = text if key in (*_PARTS, "sampler", "grid", "supervision") else f"{key}{text}"
     return _file_name(text) or key
 

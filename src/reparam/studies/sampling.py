@@ -1,39 +1,68 @@
-"""Samples from a trained run, on demand."""
+"""Samples from a model, on demand: a few of a run, or the 50,000 that a benchmark asks for."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..confidence import prediction
-from ..data.base import as_bytes
-from ..data.order import mix
 from ..denoiser import Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
-from ..files import write_text, written_whole
 from ..networks import own_network
-from ..report.plots import picture_sheet, png
-from ..samplers import sample
 from ..spec import Spec, code_in, load, read_spec, stated, weights_file
-from ..training.draws import unit_noise
-from .pool import resources
+from ..training.engine import Accelerated, Engine
+from .drawing import Drawing, Progress, batches, draw_all, usual_batch
+from .folders import locked
+from .official import Official
+from .pool import Interrupted, resources
 from .recipe import RunConfig, SampleConfig, from_dict, parse_yaml, takes_ends
-from .run import as_sampled, begun, byte_rule, data_of, made_by_run, sample_chunk, starts, write_arrays
+from .run import as_sampled, byte_rule, data_of, made_by_run, starts
+from .sample_files import Place, kind_of_place, told_beside
 
-#: At most so many pictures in a grid.
-_GRID = 400
+__all__ = ["Official", "opened", "recipe_beside", "sample_run", "told_beside"]
+
+#: Threads that encode pictures, at most.
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model to draw from.
+
+    Attributes:
+        weights: its file. denoiser: what it is. usual: how samples are drawn where nothing else is asked for.
+        config: the recipe of its run, where that is known. official: where it is an official file.
+    """
+
+    weights: Path
+    denoiser: Denoiser
+    usual: SampleConfig
+    config: RunConfig | None = None
+    official: Official | None = None
+
+    def made(self, chosen: SampleConfig) -> dict[str, dict[str, Any]]:
+        """What a card says of it, and of how samples are drawn."""
+        if self.official is not None:
+            sampling = {key: value for key, value in asdict(chosen).items() if key in _SAMPLING}
+            return {"model": {**self.official.record(), "weights": _digest(self.weights)}, "sampling": sampling}
+        told = made_by_run(replace(self.config, sample=chosen), self.weights) if self.config else {}
+        return _made(self.denoiser, told)
+
+
+_SAMPLING = ("sampler", "steps", "grid", "threshold", "seed", "guidance", "guidance_interval")
 
 
 def sample_run(
-    where: str | Path,
+    where: str | Path | Official,
     n: int,
     *,
     out: str | Path | None = None,
@@ -45,43 +74,55 @@ def sample_run(
     label: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    batch: int | None = None,
     device: str | None = None,
     spec: Spec | Mapping[str, Any] | str | Path | None = None,
-) -> tuple[Path, tuple[int, ...]]:
-    """Draw ``n`` samples from a run, in the units of its data, and write them.
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, tuple[int, ...]] | None:
+    """Draw ``n`` samples from a model, in the units of its data, and write them as they come.
 
-    Pictures become a folder of PNG files, and a grid of the first 400 beside it (FOLDER-grid.png), or, where
-    ``out`` ends in .npz, one array of bytes; anything else becomes a .npz file. Which model they are of and how
-    they were drawn is in FOLDER.json beside it, or in the array "about", for the cards of their scores.
+    Pictures become a folder of PNG files or, where ``out`` ends so, a .zip of them, a .parquet table in the hub's
+    layout, or one .npz array of bytes; anything else becomes a .npz file. A grid of the first 400 lies beside
+    (PLACE-grid.png). Which model they are of and how they were drawn is in PLACE.json beside, or in the array
+    "about", for the cards of their scores.
+
+    Call it alone, or let ``torchrun`` or ``accelerate launch`` start several processes that do, which share the samples
+    out. All noise of a sample is a function of the seed and its number, so neither the batch nor the number of
+    processes changes one but for rounding. Until all are drawn they lie in PLACE.unfinished; there the same call
+    continues after whatever stopped it, and what was being drawn and written is all that is lost.
 
     Args:
-        where: the folder of a run, or a .safetensors file with its spec.
+        where: the folder of a run, or a .safetensors file with its spec; or an :class:`.official.Official`.
         out: the folder or file; samples-N-seedS(.npz) beside the weights by default.
         sampler, steps, grid, threshold: as in a recipe's ``sample``; those of the run's by default, else Heun in
             50 even steps.
         seed: of the noise; the first samples of a seed are the same, however many are drawn.
         label: a class by name or number, for a conditional model; all in turn by default.
-        guidance, interval: of classifier-free guidance; the recipe's by default, else none.
+        guidance, interval: of classifier-free guidance; the recipe's or the published one by default, else none.
+        batch: how many are drawn at a time, by each process; as many as usually fit by default. Multiples of 32 waste
+            no noise.
         device: "cpu", "cuda" or "mps"; the best there is by default.
         spec: what the weights do not say of themselves, or say wrongly, as in :func:`reparam.load`.
+        say: where lines for the reader go.
 
     Returns:
-        The folder or file, and the shape of the samples.
+        The folder or file, and the shape of the samples; None in all processes but the first.
 
     Raises:
         SpecError, NetworkError: if the model cannot be read or built.
-        Conflict: if a label or guidance is asked of a model without classes.
+        Conflict: if a label or guidance is asked of a model without classes; if samples of another command are there.
         OutputError: if the place to write to is not usable.
+        Interrupted: if it was stopped by Ctrl-C; what is drawn is kept.
     """
-    for name, count in (("n", n), ("steps", steps)):
+    for name, count in (("n", n), ("steps", steps), ("batch", batch)):
         if count is not None and count < 1:
             raise ReparamError(f"--{name} must be at least 1, found {count}.")
-    weights = weights_file(where)
-    config = recipe_beside(weights)
-    denoiser = opened(weights, config, spec).to(resources(1, 1, device).devices[0])
+    model = _model(where, spec, guidance)
+    engine = _engine(device)
+    denoiser = model.denoiser.to(engine.device)
     record = denoiser.data or {}
     if "shape" not in record:
-        raise SpecError(f"{weights} does not say what shape its data have, so no noise can be drawn for it.")
+        raise SpecError(f"{model.weights} does not say what shape its data have, so no noise can be drawn for it.")
     asked = {
         "sampler": sampler,
         "steps": steps,
@@ -90,24 +131,147 @@ def sample_run(
         "guidance": guidance,
         "guidance_interval": interval,
     }
-    chosen = _chosen(config.sample if config else SampleConfig(), {**asked, "seed": seed})
+    chosen = _chosen(model.usual, {**asked, "seed": seed})
     y = _labels(record.get("classes"), label, chosen.guidance, n)
-    target = _place(weights, n, {"seed": seed, "label": label, **asked}, out, bool(record.get("pictures")))
+    target = _target(model, n, {"seed": seed, "label": label, **asked}, out)
+    drawing = _drawing(denoiser, model.config, chosen, n, y)
+    kind = kind_of_place(target, bool(record.get("pictures")))
+    place = kind(target, n, drawing.shape, y, record.get("classes") or (), _threads(engine))
+    work = _Work(model, chosen, drawing, place, engine, batch or usual_batch(drawing.shape, engine.device), say)
+    found = work.do(label)
+    engine.end()
+    return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Samples on their way to their place."""
+
+    model: _Model
+    chosen: SampleConfig
+    drawing: Drawing
+    place: Place
+    engine: Engine
+    batch: int
+    say: Callable[[str], None]
+
+    def do(self, label: str | None) -> tuple[Path, tuple[int, ...]] | None:
+        """Draw what is missing, then put all in its place."""
+        place, first = self.place, self.engine.first
+        drawn = self._drawn(label) if first else {}
+        finished = first and place.finished(drawn)
+        if not self.engine.most(float(finished)):
+            with locked(place.work, "sampling") if first else contextlib.nullcontext():
+                self._draw(drawn)
+        elif first:
+            self.say(f"drawn already, in {place.target}")
+            place.clear()  # what a process left that was killed once it was done
+        return (place.target, (place.n, *self.drawing.shape)) if first else None
+
+    def _draw(self, drawn: dict[str, Any]) -> None:
+        place, engine = self.place, self.engine
+        with self._kept():
+            if engine.first:
+                place.claim(drawn)
+            engine.wait()
+            missing = place.missing()
+            left = sum(stop - start for start, stop in missing)
+            if engine.most(left) != -engine.most(-left):
+                raise OutputError(
+                    f"the processes find different samples in {place.work}; it must be one folder that all of them see."
+                )
+            mine = batches(missing, self.batch, engine.rank, engine.world)
+            self._tell(left)
+            own = sum(stop - start for start, stop in mine) if engine.first else 0
+            with Progress(place.n, place.n - left, own, self.say) as progress:
+                draw_all(self.drawing, place, mine, progress)
+            engine.wait()
+            if engine.first:
+                place.finish(self._about(), drawn)
+
+    def _tell(self, left: int) -> None:
+        n, engine = self.place.n, self.engine
+        if engine.first:
+            many = f"{engine.world} processes" if engine.world > 1 else "one process"
+            there = f", {n - left} are there already" if left < n else ""
+            self.say(f"drawing {n} samples, {self.batch} at a time at most, {many} on {engine.device.type}{there}")
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """What was stopped says how to go on; what failed before anything was drawn leaves nothing."""
+        place = self.place
+        try:
+            yield
+        except BaseException as e:
+            done = sum(stop - start for start, stop in place.parts())
+            if self.engine.first and not done:
+                place.clear()
+            if isinstance(e, KeyboardInterrupt) and self.engine.first:
+                kept = f"{done} of {place.n} samples are kept in {place.work}; the same command continues."
+                raise Interrupted(f"stopped. {kept if done else 'Nothing was drawn yet.'}") from e
+            raise
+
+    def _drawn(self, label: str | None) -> dict[str, Any]:
+        """All that decides what the samples are."""
+        sampling = {
+            key: value for key, value in asdict(self.chosen).items() if key in (*_SAMPLING, "start", "sigma_range")
+        }
+        denoiser = self.model.denoiser
+        return {
+            "weights": _digest(self.model.weights)[:16],
+            "n": self.place.n,
+            "label": label,
+            **sampling,
+            "overrides": denoiser.overrides,
+            "official": self.model.official and self.model.official.record(),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        record, y = self.drawing.data, self.drawing.y
+        rule = _rule(record) if record.get("pictures") else None
+        return {**self.model.made(self.chosen), "to_uint8": rule, "labels": None if y is None else y.tolist()}
+
+
+def _model(
+    where: str | Path | Official, spec: Spec | Mapping[str, Any] | str | Path | None, guidance: float | None
+) -> _Model:
+    if isinstance(where, Official):
+        if spec is not None:
+            raise Conflict("--spec says what weights do not say of themselves, and of --official ones it is known.")
+        usual = where.sampling(guidance)
+        return _Model(Path(where.file), where.denoiser(), usual, official=where)
+    weights = weights_file(where)
+    config = recipe_beside(weights)
+    return _Model(weights, opened(weights, config, spec), config.sample if config else SampleConfig(), config)
+
+
+def _engine(device: str | None) -> Engine:
+    """This process, or its part among those that torchrun or accelerate launch started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return Accelerated(device)
+    return Engine(resources(1, 1, device).devices[0])
+
+
+def _threads(engine: Engine) -> int:
+    """Threads that encode, of the cores that this process has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(engine.world)))
+    return max(1, min(_THREADS, cores // here))
+
+
+def _drawing(denoiser: Denoiser, config: RunConfig | None, chosen: SampleConfig, n: int, y: Tensor | None) -> Drawing:
     clean = starts(chosen, data_of(config), n) if config is not None and chosen.start == "data" else None
-    x = _drawn(denoiser, chosen, record, n, y, clean)
-    made = _made(denoiser, made_by_run(replace(config, sample=chosen), weights) if config else {})
-    rule = _rule(record) if record.get("pictures") else None
-    about = json.dumps({**made, "to_uint8": rule, "labels": None if y is None else y.tolist()})
-    _write(target, x, y, about)
-    return target, tuple(x.shape)
+    seen = as_sampled(denoiser, chosen)
+    return Drawing(seen, chosen.method(), chosen.times(seen), chosen.seed, y, clean, denoiser.data or {})
 
 
-def _write(target: Path, x: Tensor, y: Tensor | None, about: str) -> None:
-    if target.suffix == ".npz":
-        write_arrays(target, x=x.numpy(), about=np.asarray(about), **({} if y is None else {"y": y.numpy()}))
-    else:
-        _write_pictures(target, x)
-        write_text(told_beside(target), about + "\n")
+def _digest(file: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(2**24):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:
@@ -137,66 +301,25 @@ def _labels(classes: list[str] | None, label: str | None, guidance: float, n: in
     raise unknown("class", label, classes)
 
 
-def _drawn(
-    denoiser: Denoiser, config: SampleConfig, record: dict[str, Any], n: int, y: Tensor | None, clean: Tensor | None
-) -> Tensor:
-    """Samples in the units of the data, on the CPU; from ``clean`` data once they are noised, or from noise."""
-    device, shape = next(denoiser.parameters()).device, tuple(record["shape"])
-    denoiser = as_sampled(denoiser, config)
-    method, times = config.method(), config.times(denoiser)
-    generator = torch.Generator(device).manual_seed(mix(config.seed, 0x5A4))
-    parts, chunk = [], sample_chunk(shape)
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
-        noise = unit_noise(config.seed, start, stop, shape)
-        x = sample(
-            denoiser,
-            **begun(noise, None if clean is None else clean[start:stop], denoiser, times[0]),
-            sampler=method,
-            times=times,
-            cond={} if y is None else {"y": y[start:stop].to(device)},
-            generator=generator,
-        )
-        assert isinstance(x, Tensor)
-        parts.append(_in_original_units(x.cpu(), record))
-    return torch.cat(parts)
-
-
-def _in_original_units(x: Tensor, data: dict[str, Any]) -> Tensor:
-    scale = data.get("normalised_by", {"mean": 0.0, "std": 1.0})
-    found = x * scale["std"] + scale["mean"]
-    return as_bytes(found) if data.get("pictures") else found
-
-
 def _rule(data: dict[str, Any]) -> str:
     scale = data.get("normalised_by", {"mean": 0.0, "std": 1.0})
     return byte_rule(scale["mean"], scale["std"])
 
 
-def _place(weights: Path, n: int, asked: dict[str, Any], out: str | Path | None, pictures: bool) -> Path:
-    """Where to write, found usable before anything is drawn; by default named after what was asked for."""
-    if out is None:
-        told = [_part_of_name(key, value) for key, value in asked.items() if value is not None]
-        stem = re.sub(r"[^\w.+=-]+", "_", "-".join(["samples", str(n), *told]))
-        name = weights.name.removesuffix(".safetensors")
-        stem = stem if name == "model" else f"{name}-{stem}"
-        return weights.parent / (stem if pictures else f"{stem}.npz")
-    if not str(out):
-        raise OutputError("--out is empty; expected a folder for pictures, or a name that ends in .npz.")
-    target = Path(out)
-    if target.suffix == ".npz":
-        return target
-    if not pictures:
-        raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"--out {target} is a file; expected a folder for pictures, or a name that ends in .npz.")
-    others = sorted({p.name for p in target.iterdir()} - set(_names(n))) if target.exists() else []
-    if others:
+def _target(model: _Model, n: int, asked: dict[str, Any], out: str | Path | None) -> Path:
+    """Where to write; by default named after what was asked for."""
+    if out is not None and not str(out):
         raise OutputError(
-            f"--out {target} is not empty (found {', '.join(others[:3])}), and the new pictures would lie among the "
-            "old; nothing was touched. Choose a new folder."
+            "--out is empty; expected a folder for pictures, or a name that ends in .zip, .parquet or .npz."
         )
-    return target
+    if out is not None:
+        return Path(out)
+    told = [_part_of_name(key, value) for key, value in asked.items() if value is not None]
+    stem = re.sub(r"[^\w.+=-]+", "_", "-".join(["samples", str(n), *told]))
+    name = model.weights.stem
+    stem = stem if name == "model" else f"{name}-{stem}"
+    pictures = (model.denoiser.data or {}).get("pictures")
+    return model.weights.parent / (stem if pictures else f"{stem}.npz")
 
 
 def _part_of_name(key: str, value: Any) -> str:
@@ -204,35 +327,6 @@ def _part_of_name(key: str, value: Any) -> str:
     if isinstance(value, dict):
         value = "_".join([str(value.get("name")), *(f"{k}={v}" for k, v in value.items() if k != "name")])
     return str(value) if key == "sampler" else f"{key}{value}"
-
-
-def told_beside(folder: Path) -> Path:
-    """The file that says of which model the pictures in a folder are, and how they were drawn."""
-    return folder.with_name(f"{folder.name}.json")
-
-
-def _names(n: int) -> list[str]:
-    """The files of n pictures."""
-    digits = max(4, len(str(n - 1)))
-    return [f"{i:0{digits}d}.png" for i in range(n)]
-
-
-def _write_pictures(folder: Path, x: Tensor) -> None:
-    """A PNG for every picture, and a grid of the first ones beside the folder, where no score takes it for a sample."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"cannot write to {folder}: {e.strerror}. Choose another place (--out).") from e
-    rows = x.movedim(1, -1).numpy()
-    rows = np.ascontiguousarray(rows[..., 0] if rows.shape[-1] == 1 else rows)
-    for name, picture in zip(_names(len(rows)), rows, strict=True):
-        _write_bytes(folder / name, png(picture))
-    _write_bytes(folder.with_name(f"{folder.name}-grid.png"), picture_sheet(rows[:_GRID]))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def opened(

@@ -39,7 +39,7 @@ from .estimate import Cost, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .initial import Initial
 from .inputs import Inputs, preflight
-from .leaderboard import of_calibration
+from .leaderboard import estimate_lines, of_calibration
 from .pool import Interrupted, gentle_interrupt
 from .recipe import Recipe, RunConfig, load_recipe, read_recipe
 from .run import (
@@ -98,6 +98,7 @@ def train(
     out: str | Path | None = None,
     run: str | None = None,
     settings: Sequence[str] = (),
+    tiny: bool = False,
     device: str | None = None,
     save_every: float = 600.0,
     keep: int = 2,
@@ -113,7 +114,7 @@ def train(
     unfinished, that one is continued, on any number of processes.
 
     Args:
-        recipe, data, network, settings: as of :func:`reparam.study`; sweeps must leave one run.
+        recipe, data, network, settings, tiny: as of :func:`reparam.study`; sweeps must leave one run.
         add_confidence: in place of a recipe and a network, the folder of a finished run (or weights beside its
             recipe.yaml): its network is kept as it is, and one beside it learns how sure it is.
         init: the folder of a finished run, or a .safetensors file with its spec: training begins with that network,
@@ -137,8 +138,9 @@ def train(
     """
     forget_data()
     settings = [settings] if isinstance(settings, str) else list(settings)
-    again = _words(recipe, add_confidence, init)
+    again = _words(recipe, add_confidence, init, tiny)
     by_name = data is None and network is None and again is not None
+    recipe = _small(recipe) if tiny else recipe
     recipe, start = _recipe_of(recipe, network, add_confidence, init, settings)
     own = Inputs.of(data, network)
     plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
@@ -159,6 +161,8 @@ def train(
     digests = preflight(only, own, tell)
     mine = own.data or data_of(config)
     if estimate_only:
+        for line in estimate_lines(plan):
+            tell(line)
         cost = probe_training(config, engine, mine, own.factory)
         tell(f"it would take {describe_training(cost, config, engine)}")
         return cost if engine.first else None
@@ -210,11 +214,18 @@ def _recipe_of(
     return with_confidence(add_confidence), None
 
 
-def _words(recipe: Any, add_confidence: str | Path | None, init: str | Path | None) -> list[str] | None:
+def _small(recipe: Any) -> dict[str, Any]:
+    """The small version of a recipe."""
+    if recipe is None:
+        raise RecipeError("--tiny asks for the small version of a recipe, and no recipe is given.")
+    return read_recipe(recipe, tiny=True)
+
+
+def _words(recipe: Any, add_confidence: str | Path | None, init: str | Path | None, tiny: bool) -> list[str] | None:
     """What the command line would be given for these; None where it cannot."""
     if isinstance(recipe, dict):
         return None
-    named = [] if recipe is None else [str(recipe)]
+    named = ([] if recipe is None else [str(recipe)]) + ["--tiny"] * tiny
     for option, value in (("--add-confidence", add_confidence), ("--init", init)):
         named += [] if value is None else [option, str(value)]
     return named

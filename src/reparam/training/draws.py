@@ -118,3 +118,28 @@ def unit_noise(seed: int, start: int, stop: int, shape: tuple[int, ...]) -> Tens
         parts.append(torch.randn(_SAMPLES, *shape, generator=generator))
     first = start // _SAMPLES * _SAMPLES
     return torch.cat(parts)[start - first : stop - first]
+
+
+def step_noise(
+    seed: int, step: int, start: int, stop: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Unit noise that a sampler draws at one of its steps for the samples start … stop − 1 of a seed.
+
+    A pure function of (seed, step, number of the sample), drawn in fixed groups of samples as training's noise is, so
+    that neither the batch nor the number of processes changes a bit of it. Each kind of device has its own numbers.
+
+    Args:
+        step: the how-manieth noise of the walk this is, from 0.
+        shape: of one sample.
+        device: where it is drawn.
+
+    Returns:
+        Noise of shape [stop − start, …], on the device.
+    """
+    group, generator = min(_SAMPLES, group_size(shape)), torch.Generator(device)
+    first, last = start // group, -(-stop // group)
+    noise = torch.empty((last - first) * group, *shape, device=device)
+    for number, part in enumerate(noise.split(group), first):
+        generator.manual_seed(mix(seed, step, number, 0x5A6))
+        part.normal_(generator=generator)
+    return noise[start - first * group : stop - first * group]
