@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 
-.PHONY: study test test-all peers lint format bench clean
+.PHONY: study test test-all docs peers lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make study     set up and run the main study (spiral); prints the leaderboard and the report's path"
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
+	@echo "make docs      the site, in docs/_build"
 	@echo "make peers     trajectories and scores against other libraries', in .venv-peers"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     side-by-side timings against plain PyTorch, diffusers and SciPy"
@@ -29,6 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ''
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs docs/_build
+	@echo "the site: docs/_build/index.html"
 
 # The peers ask for torchvision, which brings a torch of its own; what is compared does without it, hence --no-deps.
 $(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
@@ -59,4 +64,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/evaluation.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""Sphinx settings of the site: `make docs` writes it to docs/_build, offline, and warnings are errors."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "src")]
+
+from reparam import __version__  # noqa: E402
+
+project = "reparam"
+author = "The reparam authors"
+copyright = author
+release = version = __version__
+language = "en"
+
+extensions = [
+    *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"),
+    *("mathml", "images", "docstrings", "commands"),  # of docs/_ext
+]
+root_doc = "index"
+exclude_patterns = ["_build"]
+# A word in an annotation, such as "schedule", may name attributes of several classes; it is then no link.
+suppress_warnings = ["ref.python"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+# A transcript, or a diff with an ellipsis, is no language.
+highlight_language = "none"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"reparam {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": False, "top_of_page_buttons": []}
+
+
+def leave_out_missing_pages(app, page, source):
+    """A name in the table of contents whose page is not there is no entry of it."""
+    if page == root_doc:
+        lines = source[0].split("\n")
+        kept = [line for line in lines if not line.isidentifier() or list(HERE.glob(f"{line}.*"))]
+        source[0] = "\n".join(kept)
+
+
+def setup(app):
+    app.connect("source-read", leave_out_missing_pages)
