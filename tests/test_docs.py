@@ -6,6 +6,7 @@ What a fenced block is, its info string says:
 - ``sh``: commands. Each is parsed by the program itself, and (slow) run, at a size that :data:`REDUCED` states.
 - ``yaml``: a recipe, or a part of one. It is checked as a recipe; ``# NAME.yaml`` as above.
 - ``py``: an excerpt. It has to be Python, and is not run.
+- ``bash``: a script for a cluster. Bash reads it, and the commands of ours in it are parsed.
 - none: a transcript. The commands behind its ``$`` are parsed; what they printed once is not compared.
 - ``diff``: a patch to another project's file, which is not here. ``{toctree}``: the site's, built below.
 """
@@ -124,7 +125,7 @@ def parsed(words: list[str]):
 
 
 def test_every_block_is_of_a_known_kind():
-    kinds = {"python", "sh", "yaml", "py", "", "diff", "{toctree}"}
+    kinds = {"python", "sh", "bash", "yaml", "py", "", "diff", "{toctree}"}
     assert {str(b): b.info for page in PAGES for b in blocks(page) if b.info not in kinds} == {}
 
 
@@ -166,7 +167,15 @@ def test_the_commands_exist(name):
                 continue
             args = parsed(words)
             if args.command in ("study", "train") and args.recipe in built_in():
-                load_recipe(args.recipe, args.set)
+                load_recipe(args.recipe, args.set, tiny=args.tiny)
+
+
+@pytest.mark.parametrize("block", all_blocks("bash"), ids=str)
+def test_a_script_for_a_cluster_is_one(block):
+    subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+    for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+        if found := re.search(r"(?:reparam|-m reparam\.cli) ((?:study|train|sample|eval) .*)", line):
+            parsed(shlex.split(found[1], comments=True))
 
 
 def test_what_is_not_run_is_there():
@@ -185,6 +194,10 @@ def test_what_is_not_run_is_there():
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=str)
 def test_yaml_is_a_recipe_or_a_part_of_one(block):
     raw = parse_yaml(block.text, str(block))
+    if "extends" in raw:
+        assert load_recipe(raw).runs
+        assert load_recipe(raw, tiny=True).runs
+        return
     base = read_recipe("cifar10-patch16" if "images" in block.text else "digits")
     if "target" in raw and "loss_space" not in raw:
         base.pop("loss_space", None)
