@@ -17,6 +17,7 @@ from torch import nn
 import reparam as rp
 from reparam.cli import main
 from reparam.errors import Conflict, DataError, NetworkError
+from reparam.studies.pool import resources
 from reparam.studies.sampling import sample_run
 
 SMALL = [
@@ -383,6 +384,13 @@ def test_a_dead_worker_loses_its_run_not_the_study(tmp_path):
     rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert {r["status"] for r in rows} == {"failed"}
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_run_has_its_share_of_the_cores_and_no_more_than_was_said(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for said, threads in (("", 4), ("64", 4), ("3", 3), ("1", 1), ("0", 4), ("many", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert resources(2, 2, "cpu").threads == threads
 
 
 def test_estimate_and_lists(capsys):

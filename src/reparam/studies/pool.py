@@ -46,6 +46,8 @@ class Resources:
 def resources(runs: int, jobs: int | None = None, device: str | None = None) -> Resources:
     """A sensible spread: small networks train fastest one a core, accelerators one each.
 
+    A run has its share of the cores as threads, and no more of them than OMP_NUM_THREADS says.
+
     Raises:
         Unsupported: if the device is not there, or jobs is not positive.
     """
@@ -63,7 +65,9 @@ def resources(runs: int, jobs: int | None = None, device: str | None = None) -> 
     natural = cores if kind == "cpu" else count
     chosen = max(1, min(runs, jobs or natural))
     devices = [f"cuda:{i % count}" if kind == "cuda" else kind for i in range(chosen)]
-    return Resources(chosen, max(1, cores // chosen), devices)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(said) if said.isdecimal() and int(said) else cores
+    return Resources(chosen, max(1, min(cores // chosen, most)), devices)
 
 
 class Interrupted(KeyboardInterrupt):
