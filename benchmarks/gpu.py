@@ -10,8 +10,9 @@ throughput: training of the recipes cifar10-unet-small, -medium and -large again
 unconditional generation (benchmarks/training.py), and JiT-B/16 at 256 pixels as a share of what a bf16 matrix product
 reaches on the same card in the same minute. Goals: 3 times as fast for small; 40 %.
 train: cifar10-unet-small for eps, v and x0, equally long, scored by EfficientNet-Lite0's features.
-sample: 50,000 samples of U-Net small by DDIM in 50 steps, beside the network's evaluations alone; and whether a step of
-any sampler makes the host wait for the device. Goals: 60 s; none.
+sample: 50,000 samples of U-Net small by DDIM in 50 steps, drawn as `reparam sample --precision … --compile` draws them,
+from noise made on the host to bytes there, beside the network's evaluations alone; and whether a step of any sampler
+makes the host wait for the device. Goals: 60 s; none.
 kernels: precision, memory layout, torch.compile and the optimiser, one by one.
 
 A call ends after --budget-s, with exit code 75 where something is left; the same command continues. Figures are kept as
@@ -24,7 +25,6 @@ networks in minutes, on a CPU too: a rehearsal, its figures mean nothing.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import platform
@@ -47,6 +47,7 @@ from reparam.errors import ReparamError
 from reparam.files import write_text
 from reparam.networks.unet import LAYOUTS, SIZES
 from reparam.samplers import SAMPLERS, THRESHOLDS, Sampler, sample
+from reparam.studies.drawing import Drawing, in_precision, tf32
 from reparam.studies.recipe import RunConfig, load_recipe
 from reparam.studies.run import data_of, execute, make_network, trainer_of
 from reparam.studies.scale import stand_in, work_of
@@ -60,12 +61,12 @@ PUBLISHED = {"eps": 18.58, "v": 21.70, "x0": 25.25}
 TINY = ["network={name: unet, widths: [32, 32]}", "train.batch=4", "sample.steps=4", "sample.n=32"]
 TINY_DATA = ["data.limit=400", "data.size=8", "data.resize=crop", "train.validations=1"]
 TINY_JIT = ["network={name: jit, patch: 16, width: 64, depth: 2, heads: 4, bottleneck: 16}", "train.batch=2"]
-#: Precisions of sampling: autocast to bf16, TF32 in products, torch.compile.
+#: Ways to sample: what the network computes in, and whether it is compiled.
 PRECISIONS = {
-    "float32": (False, False, False),
-    "TF32": (False, True, False),
-    "bf16": (True, True, False),
-    "bf16, compiled": (True, True, True),
+    "float32": ("float32", False),
+    "tf32": ("tf32", False),
+    "bf16": ("bf16", False),
+    "bf16, compiled": ("bf16", True),
 }
 
 
@@ -313,9 +314,9 @@ def sampling(call: Call, figures: Figures) -> None:
     config, data = call.recipe("cifar10-unet-small"), pictures()
     denoiser, of = model(call, config, data)
     for name in PRECISIONS:
-        if name == "bf16, compiled" and call.tiny and call.device.type != "cuda":
+        if name in ("tf32", "bf16, compiled") and call.device.type != "cuda":
             continue
-        drawn(call, figures, name, denoiser, config, data, of)
+        drawn(call, figures, name, denoiser, config, of)
     if not figures.done("synchronisation"):
         call.need(30)
         figures.add("synchronisation", {"batch": 4, "precision": "float32", "waits": waits(call)})
@@ -326,69 +327,48 @@ def model(call: Call, config: RunConfig, data: Data) -> tuple[Denoiser, str]:
     weights = call.state / "eps" / "model.safetensors"
     if weights.exists():
         return rp.load(weights).to(call.device), f"{weights.parent.name}, trained"
-    return config.objective().denoiser(make_network(config, data)).to(call.device), "fresh weights"
+    made = config.objective().denoiser(make_network(config, data)).to(call.device)
+    made.data = data.record()
+    return made, "fresh weights"
 
 
-def drawn(call: Call, figures: Figures, name: str, denoiser: Denoiser, config: RunConfig, data: Data, of: str) -> None:
+def drawn(call: Call, figures: Figures, name: str, denoiser: Denoiser, config: RunConfig, of: str) -> None:
     """All samples in one precision, a chunk at a time; what is done is kept after each."""
     total, chunk = (16, 8) if call.tiny else (call.samples, call.chunk)
     if figures.done(name):
         return
-    bf16, tf32, compiled = PRECISIONS[name]
     found = figures.found.get(name, {"drawn": 0, "seconds": 0.0, "network_s": 0.0})
-    net = denoiser.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    asked = replace_net(denoiser, torch.compile(net) if compiled else net)
-    with products(tf32), torch.autocast(call.device.type, torch.bfloat16, enabled=bf16), evaluating(asked):
-        both(call, asked, config, data, chunk)  # compiling and choosing kernels is not part of it
-        while found["drawn"] < total:
-            call.need(60)
-            whole, network = both(call, asked, config, data, chunk)
-            found = {
-                "batch": chunk,
-                "precision": name,
-                "steps": config.sample.steps,
-                "weights": of,
-                "drawn": found["drawn"] + chunk,
-                "seconds": found["seconds"] + whole,
-                "network_s": found["network_s"] + network,
-            }
-            figures.add(name, found, done=False)
+    asked = in_precision(denoiser, *PRECISIONS[name])
+    chosen = config.sample
+    draw = Drawing(asked, chosen.method(), chosen.times(asked), chosen.seed, None, None, asked.data or {})
+    both(call, draw, 0, chunk)  # compiling and choosing kernels is not part of it
+    while found["drawn"] < total:
+        call.need(60)
+        whole, network = both(call, draw, found["drawn"], chunk)
+        found = {
+            "batch": chunk,
+            "precision": name,
+            "steps": chosen.steps,
+            "weights": of,
+            "drawn": found["drawn"] + chunk,
+            "seconds": found["seconds"] + whole,
+            "network_s": found["network_s"] + network,
+        }
+        figures.add(name, found, done=False)
     figures.add(name, {**found, "per_50000_s": round(50_000 / found["drawn"] * found["seconds"], 2)})
 
 
-def replace_net(denoiser: Denoiser, net: Any) -> Denoiser:
-    """The same model with another callable for its network."""
-    c = denoiser.conventions
-    return Denoiser(net, c.schedule, c.target, time=c.time, input=c.input, t_range=c.t_range)
-
-
-@contextlib.contextmanager
-def products(tf32: bool) -> Iterator[None]:
-    """Inside, float32 products and convolutions may or may not use TF32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def both(call: Call, denoiser: Denoiser, config: RunConfig, data: Data, n: int) -> tuple[float, float]:
+def both(call: Call, draw: Drawing, start: int, n: int) -> tuple[float, float]:
     """Seconds of n samples from noise to bytes on the host, and of the network's evaluations alone."""
-    times = config.sample.times(denoiser)
-    noise = torch.randn(n, *data.shape, device=call.device)
+    noise = torch.randn(n, *draw.shape, device=call.device)
     at = torch.full((n,), 500.0, device=call.device)
 
-    def draw() -> None:
-        x = sample(denoiser, noise, sampler=config.sample.method(), times=times)
-        assert isinstance(x, Tensor)
-        data.stored(x.cpu())
-
     def ask() -> None:
-        for _ in range(len(times) - 1):
-            denoiser.net(noise, at)
+        with tf32(False), evaluating(draw.denoiser):
+            for _ in range(len(draw.times) - 1):
+                draw.denoiser.net(noise, at)
 
-    return take(draw, 1, call.wait)[0], take(ask, 1, call.wait)[0]
+    return take(lambda: draw(start, start + n), 1, call.wait)[0], take(ask, 1, call.wait)[0]
 
 
 class HostWaitedError(Exception):
@@ -421,6 +401,9 @@ class Watched(Sampler):
 
     def check(self, path: Any, schedule: Any) -> None:
         self.inner.check(path, schedule)
+
+    def asked(self, path: Any, schedule: Any, on_steps: bool) -> list[float]:
+        return self.inner.asked(path, schedule, on_steps)
 
     def step(self, x: Tensor, at: Any) -> tuple[Tensor, Estimate]:
         if not self.cuda:

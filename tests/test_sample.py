@@ -23,7 +23,7 @@ from reparam.errors import Conflict, NetworkError, ReparamError, SpecError, Unkn
 from reparam.networks.jit import JiT
 from reparam.samplers import DDIM, EDM, SDEDPMpp2M
 from reparam.studies import drawing as drawing_module
-from reparam.studies.drawing import Drawing, Progress, batches, usual_batch
+from reparam.studies.drawing import Drawing, InPrecision, Progress, batches, in_precision, usual_batch
 from reparam.studies.official import Official, weights_of
 from reparam.studies.sample_files import Folder
 from reparam.studies.sampling import sample_run
@@ -151,6 +151,104 @@ def test_the_usual_batch_holds_whole_groups():
     assert usual_batch((3, 32, 32), cpu) == 672
     assert usual_batch((3, 256, 256), cpu) == 10
     assert usual_batch((3, 256, 256), gpu) == 64
+
+
+# -------------------------------------------------------------------------------------------- precision
+
+
+class Telling(torch.nn.Module):
+    """A network that says how it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.asked, self.fails = torch.nn.Linear(6, 6), [], False
+
+    def forward(self, x, time):
+        now = (x.dtype, torch.is_autocast_enabled("cpu"), *tf32_now())
+        self.asked.append(now)
+        if self.fails:
+            raise ValueError("it fails")
+        return self.layer(x)
+
+
+def tf32_now():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+class Listening(DDIM):
+    """DDIM that looks at what is around its own arithmetic."""
+
+    def row(self, at):
+        assert not torch.is_autocast_enabled("cpu")
+        assert tf32_now() == (False, False)
+        return super().row(at)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "tf32"])
+def test_the_network_alone_computes_in_another_precision(precision):
+    net = Telling()
+    model = rp.Denoiser(net, "cosine", "x0", data={"shape": [6]})
+    asked = model if precision == "float32" else rp.Denoiser(InPrecision(net, precision), "cosine", "x0")
+    before = tf32_now()
+    x = Drawing(asked, Listening(), [0.9, 0.5, 0.2, 0.0], 0, None, None, {"shape": [6]})(0, 40)
+    told = {
+        "float32": (torch.float32, False, False, False),
+        "bf16": (torch.float32, True, False, False),
+        "tf32": (torch.float32, False, True, True),
+    }
+    assert net.asked == [told[precision]] * 3
+    assert x.dtype == torch.float32
+    net.fails = True
+    with pytest.raises(ValueError, match="it fails"):
+        asked(x, 0.5)
+    assert tf32_now() == before
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bf16_samples_are_those_of_a_rounded_network():
+    """As far from float32's as bfloat16 rounds, and no further; in float32 to the last of its digits."""
+    torch.manual_seed(0)
+    model = rp.Denoiser(rp.networks.MLP(dim=6, hidden=64), "cosine", "v", data={"shape": [6]})
+    model.overrides = {"target": "v"}
+
+    def drawn(precision):
+        asked = in_precision(model, precision)
+        assert asked.conventions == model.conventions
+        assert (asked.data, asked.overrides) == (model.data, model.overrides)
+        return Drawing(asked, DDIM(), [0.98, 0.6, 0.3, 0.0], 0, None, None, model.data)(0, 64)
+
+    off = (drawn("bf16") - drawn("float32")).abs().max()
+    assert 1e-4 < float(off) < 0.1
+    assert drawn("bf16").dtype == torch.float32
+    assert in_precision(model, "float32") is model
+    unsure = rp.Denoiser(model.net, "ddpm", rp.Gaussian("eps"), time="step", t_range=(0.1, 0.9))
+    assert in_precision(unsure, "bf16").conventions == unsure.conventions
+
+
+def test_the_precision_is_recorded(weights, tmp_path, capsys):
+    out = tmp_path / "a.npz"
+    assert main(command(weights, out, "--precision", "bf16")) == 0
+    with np.load(out) as file:
+        assert json.loads(str(file["about"]))["sampling"]["precision"] == "bf16"
+    assert "precision was bf16 there, is float32 now" in fails(capsys, *command(weights, out)).replace("'", "")
+    place, _ = sample_run(weights, 2, steps=1, device="cpu", precision="bf16", seed=9)
+    assert place.name == "m-samples-2-seed9-steps1-precisionbf16"
+    told = fails(capsys, *command(weights, tmp_path / "b.npz", "--precision", "fp16"))
+    assert "precision (--precision)" in told
+    assert "bf16" in told
+    told = fails(capsys, *command(weights, tmp_path / "b.npz", "--precision", "tf32"))
+    assert "--precision tf32 is of NVIDIA GPUs since Ampere, found cpu; use float32 or bf16" in told
+    assert beside(tmp_path) == ["a.npz"]
+
+
+def test_a_compiled_network_is_asked(monkeypatch):
+    """That it is compiled; that its answers stay the same is torch.compile's business."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
+    model = rp.Denoiser(rp.networks.MLP(dim=6, hidden=8), "cosine", "v", data={"shape": [6]})
+    assert in_precision(model, "float32", compiled=True) is model
+    in_precision(model, "bf16", compiled=True)
+    assert asked == ["MLP", "MLP"]
 
 
 # ----------------------------------------------------------------------------------------------- places

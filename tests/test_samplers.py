@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam as rp
 from oracles import EmpiricalOracle, GaussianOracle, MixtureOracle
@@ -24,6 +25,7 @@ from reparam.samplers import (
     grids,
     levels,
 )
+from reparam.samplers.steps import moved
 
 MEAN = torch.tensor([0.7, -1.1, 0.3], dtype=torch.float64)
 _A = torch.tensor([[1.0, 0.2, 0.0], [0.3, 0.5, 0.1], [0.0, -0.2, 0.3]], dtype=torch.float64)
@@ -824,19 +826,155 @@ def test_no_step_reads_what_the_device_holds(name):
     assert net.calls >= 10
 
 
+class Operations(TorchDispatchMode):
+    """What is done inside to all but float64 coefficients, by name; and what carries a tensor to another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.carried = set(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.name()
+        if isinstance(out, torch.Tensor) and out.dtype != torch.float64:
+            self.names.add(name)
+        if name in ("aten::_to_copy", "aten::copy_"):
+            source = args[1] if name == "aten::copy_" else args[0]
+            if source.device != out.device:
+                self.carried.append(f"{name} of {list(source.shape)} from {source.device} to {out.device}")
+        return out
+
+
+ELEMENTWISE = rp.schedules.Elementwise(rp.Cosine(), [0.5, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("schedule", [rp.Cosine(), ELEMENTWISE], ids=["one noise", "elementwise"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize(("target", "input"), [("v", "none"), ("eps", "unit_variance")])
+def test_no_step_carries_anything_from_one_device_to_another(method, schedule, target, input):
+    """All that steps need is on the state's device before the first one begins; a copy is what a GPU may wait for."""
+    if isinstance(method, EDM) and method.churn and schedule is ELEMENTWISE:
+        pytest.skip("refused")
+    seen = Operations()
+    net = Still(seen.__enter__)  # in the first evaluation, to the end of the walk
+    denoiser = rp.Denoiser(net, schedule, target, input=input, t_range=(0.0, 0.98))
+    times = [0.98, 0.6, 0.5, 0.3, 0.1, 0.0]
+    rp.sample(denoiser, start=torch.zeros(4, 3), sampler=method, times=times[:2])
+    assert seen.names  # it is awake
+    seen.__exit__(None, None, None)
+    assert not seen.carried
+    net.calls = 0
+    try:
+        found = rp.sample(denoiser, start=torch.empty(4, 3, device="meta"), sampler=method, times=times)
+    finally:
+        seen.__exit__(None, None, None)
+    assert found.shape == (4, 3)
+    assert net.calls >= 5
+    assert not seen.carried
+
+
+def test_what_carries_a_tensor_is_noticed():
+    x = torch.empty(4, 3, device="meta")
+    with Operations() as seen:
+        ELEMENTWISE.sigma(0.5).to(x)
+        x.copy_(torch.zeros(4, 3))
+    assert len(seen.carried) == 2
+
+
+def test_elementwise_coefficients_too_many_for_the_device_stay_on_the_host(monkeypatch):
+    denoiser, x = rp.Denoiser(Still(), ELEMENTWISE, "v"), noise()
+    kept = rp.sample(denoiser, x, sampler="ddim", steps=10)
+    with prepared(denoiser, [0.5], x):
+        assert denoiser._table[0]
+    monkeypatch.setattr("reparam.denoiser._MOST", 20)
+    with prepared(denoiser, [0.5] * 10, x):
+        assert not denoiser._table[0]
+    assert moved(levels(ELEMENTWISE, [0.5] * 10), torch.device("meta"))[0].sigma.device.type == "cpu"
+    torch.testing.assert_close(rp.sample(denoiser, x, sampler="ddim", steps=10), kept, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("time", ["t", "log_snr"])
+@pytest.mark.parametrize(
+    ("target", "input"), [("x0", "none"), ("eps", "unit_variance"), ("velocity", "none"), ("edm", "edm")]
+)
+def test_the_table_of_a_grid_changes_nothing_of_elementwise_noise(time, target, input):
+    class Affine(nn.Module):
+        def forward(self, x, time):
+            return 0.3 * x + 0.01 * time.reshape(-1, 1, 1).to(x.dtype) + 0.1
+
+    x, times = noise().reshape(8, 3, 2), [0.9, 0.5, 0.1]
+    for scale in ([0.5, 1.0, 2.0], [[0.5, 0.6], [1.0, 1.1], [2.0, 2.2]]):
+        schedule = rp.schedules.Elementwise(rp.RectifiedFlow(), scale)
+        denoiser = rp.Denoiser(Affine(), schedule, target, time=time, input=input, t_range=(0.01, 0.99))
+        plain = [denoiser(x, t).mean for t in times]
+        with prepared(denoiser, times, x):
+            assert len(denoiser._table[0]) == 3
+            for t, expected in zip(times, plain, strict=True):
+                torch.testing.assert_close(denoiser(x, t).mean, expected, rtol=1e-13, atol=1e-13)
+                found = estimate(denoiser, x, t, {})
+                torch.testing.assert_close(found.blend(0.7, -0.2), 0.7 * x - 0.2 * expected, rtol=1e-13, atol=1e-13)
+            assert denoiser(x.float(), 0.5).mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_autocast_around_sampling_casts_nothing_but_the_network(method):
+    """No step does what autocast casts, on any device; the network does."""
+    net = rp.networks.MLP(dim=64, hidden=16)
+    denoiser = rp.Denoiser(net, "cosine", "x0", t_range=(0.0, 0.98))
+    start = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))  # as many numbers as the fast sum is for
+    options = {"start": start, "sampler": method, "times": [0.9, 0.6, 0.3]}
+    answers = []
+    net.register_forward_hook(lambda m, args, out: answers.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rp.sample(denoiser, **options).dtype == torch.float32
+        assert set(answers) == {torch.bfloat16}
+        denoiser.net = Still()
+        with Operations() as seen:
+            rp.sample(denoiser, **options)
+    kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    lowered = {name for name in seen.names if kernel(name, "AutocastCUDA")}
+    assert kernel("aten::addr", "AutocastCUDA")
+    assert lowered == set()
+    plain = rp.sample(denoiser, **options, noises=[start] * 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(rp.sample(denoiser, **options, noises=[start] * 3), plain, rtol=1e-6, atol=1e-6)
+
+
+def from_host(name):
+    """The steps' noise from a generator on the host, or given there."""
+    if name == "generator":
+        return {"generator": torch.Generator().manual_seed(0)}
+    return {"noises": [torch.randn(64, 3, 32, 32) for _ in range(20)]}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("schedule", [rp.Cosine(), rp.schedules.Elementwise(rp.Cosine(), [[[0.5]], [[1.0]], [[2.0]]])])
+@pytest.mark.parametrize("options", ["device", "generator", "noises"])
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_no_step_waits_for_the_gpu(name):
+def test_no_step_waits_for_the_gpu(name, options, schedule):
     """From the first evaluation to the last, CUDA itself refuses whatever would synchronise."""
-    denoiser = rp.Denoiser(Still(lambda: torch.cuda.set_sync_debug_mode("error")), rp.Cosine(), "v")
+    denoiser = rp.Denoiser(Still(lambda: torch.cuda.set_sync_debug_mode("error")), schedule, "v")
     x = torch.randn(64, 3, 32, 32, device="cuda")
-    generator = torch.Generator("cuda").manual_seed(0)
-    times = grids.karras(denoiser, 20, start=0.98)
+    noise = {"generator": torch.Generator("cuda").manual_seed(0)} if options == "device" else from_host(options)
+    times = grids.karras(rp.Denoiser(Still(), rp.Cosine(), "v"), 20, start=0.98)
     try:
-        rp.sample(denoiser, start=x, sampler=name, times=times, generator=generator)
+        rp.sample(denoiser, start=x, sampler=name, times=times, **noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", ["generator", "noises"])
+def test_noise_of_the_host_is_the_same_on_a_gpu(options):
+    torch.manual_seed(0)
+    denoiser, x = rp.Denoiser(Still(), rp.Cosine(), "x0"), torch.randn(64, 3, 32, 32)
+    torch.manual_seed(1)
+    plain = rp.sample(denoiser, start=x, sampler="ancestral", steps=20, **from_host(options))
+    torch.manual_seed(1)
+    found = rp.sample(denoiser, start=x.cuda(), sampler="ancestral", steps=20, **from_host(options))
+    torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_inversion_starts_from_data_of_any_scale():
@@ -872,3 +1010,60 @@ def test_churn_raises_the_noise_level_by_at_most_the_square_root_of_two():
     raised = math.sqrt(2) / (1 + math.sqrt(2))  # t/(1 − t) = √2
     start = (1 - raised) * (x / 0.5 + z)
     torch.testing.assert_close(found, single(Heun("sigma/alpha"), denoiser, raised, s, start))
+
+
+class OnSteps(nn.Module):
+    """A network of t, asked by integer steps of a table alone."""
+
+    def __init__(self, net, schedule):
+        super().__init__()
+        self.net, self.schedule = net, schedule
+
+    def forward(self, x, time):
+        assert time.dtype == torch.int64
+        return self.net(x, self.schedule.time(time))
+
+
+@pytest.mark.parametrize(("k", "gamma"), [(0, 0.4), (0, 0.1), (1, 0.3), (60, 0.02), (400, 0.4), (700, 0.41)])
+def test_churn_on_a_table_raises_to_its_nearest_step(k, gamma):
+    """Algorithm 2 in σ/α and x/α, with the noise that leads from the step to the nearest one of the raised level."""
+    schedule, x, z = rp.DDPM(), noise(), noise().flip(0)
+    net = oracle(schedule)[0]
+    denoiser = rp.Denoiser(OnSteps(net, schedule), schedule, "v", time="step")
+    every = schedule.time(torch.arange(1000))
+    angles = torch.atan2(schedule.sigma(every), schedule.alpha(every))
+    raised = int((angles - torch.atan((1 + gamma) * angles[k].tan())).abs().argmin())
+    assert (raised > k) == ((k, gamma) != (0, 0.1))  # one is too far from the next for so little
+
+    def D(y, k):
+        return net.posterior_mean(y * angles[k].cos(), float(every[k]))
+
+    y = x / angles[k].cos() + (angles[raised].tan() ** 2 - angles[k].tan() ** 2).sqrt() * z
+    times, expected = [float(every[k]), 0.0], D(y, raised)
+    if k > 1:
+        sigma, end, times[1] = angles[raised].tan(), angles[k // 3].tan(), float(every[k // 3])
+        slope = (y - expected) / sigma
+        guess = y + (end - sigma) * slope
+        y = y + (end - sigma) * (slope + (guess - D(guess, k // 3)) / end) / 2
+        expected = y * angles[k // 3].cos()
+    found = rp.sample(denoiser, start=x, sampler=EDM(churn=gamma), times=times, noises=[z])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_churn_is_known_before_the_first_step():
+    """Where it leads is in the table of coefficients, or refused before the network is asked."""
+    schedule, method = rp.DDPM(), EDM(churn=10.0, s_max=20.0)
+    net = oracle(schedule)[0]
+    denoiser = rp.Denoiser(OnSteps(net, schedule), schedule, "v", time="step")
+    seen, original = [], denoiser._entry
+    denoiser._entry = lambda x, t: seen.append(original(x, t)) or seen[-1]
+    assert bool(rp.sample(denoiser, (16, 3), sampler=method, steps=25).isfinite().all())
+    assert len(seen) == 2 * 25 - 1
+    assert all(entry is not None for entry in seen)
+    still = rp.Denoiser(Still(), "ddpm", "v")
+    with pytest.raises(TimeOutOfRange, match="s_max below"):
+        rp.sample(still, (2, 3), sampler=EDM(churn=4.0))
+    narrow = rp.Denoiser(Still(), "ddpm", "v", t_range=(0.0, 0.6))
+    with pytest.raises(TimeOutOfRange, match=r"trained on t in \[0, 0.6\]; give edm an s_max"):
+        rp.sample(narrow, (2, 3), sampler=EDM(churn=4.0))
+    assert still.net.calls == narrow.net.calls == 0

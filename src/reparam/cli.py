@@ -238,6 +238,16 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--threshold", metavar="HOW", help="keep x0 in the range of pictures: static or dynamic")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is by default")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        metavar="HOW",
+        help="what the network computes in: float32 (the default: the same samples on any machine, to rounding), tf32 "
+        "or bf16 (faster on a GPU, and other samples); all else is float32 always",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="run the network through torch.compile: for many samples"
+    )
     _add_spec(parser)
     group = parser.add_argument_group("official JiT weights")
     group.add_argument(
@@ -580,6 +590,8 @@ def _sample(args: Any) -> int:
         interval=args.interval and tuple(args.interval),
         batch=args.batch,
         device=args.device,
+        precision=args.precision,
+        compile=args.compile,
         spec=_spec(args.spec),
         say=_say_aside,
     )

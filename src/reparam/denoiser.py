@@ -43,6 +43,9 @@ _SMALL = 4096
 #: A number, or of an elementwise schedule a float64 tensor of the data's shape.
 Coefficient = float | Tensor
 
+#: Numbers that an elementwise coefficient may have over a whole grid, to be kept on the device.
+_MOST = 2**24
+
 
 class Estimate:
     """E[x0 | x_t] = a x_t + b y, with the sum left undone until it is asked for.
@@ -82,8 +85,7 @@ class Estimate:
 def weighted(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
     """a x + b y, a new tensor, without the passes that a coefficient of 0 or 1 saves."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        a, b = (c.to(x) if isinstance(c, Tensor) else c for c in (a, b))
-        return a * x + b * y
+        return matched(a, x) * x + matched(b, x) * y
     if b == 0:
         return x * a
     if a == 0:
@@ -92,8 +94,25 @@ def weighted(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
         return torch.add(x, y, alpha=b)
     if x.numel() < _SMALL or x.shape != y.shape or not (x.is_contiguous() and y.is_contiguous()):
         return torch.mul(x, a).add_(y, alpha=b)
+    if torch.is_autocast_enabled(x.device.type):  # which casts what addr is given
+        return torch.mul(x, a).add_(y, alpha=b)
     # The one element-wise kernel with a factor on either side: a pass over the data less.
     return torch.addr(x.view(-1, 1), y.view(-1), x.new_ones(1), beta=a, alpha=b).view(x.shape)
+
+
+def matched(c: Coefficient, x: Tensor) -> Coefficient:
+    """A coefficient of x's device and dtype, if it is a tensor."""
+    return c.to(device=x.device, dtype=x.dtype, non_blocking=True) if isinstance(c, Tensor) else c
+
+
+def resident(c: Coefficient, device: torch.device, times: int) -> Coefficient:
+    """A coefficient, one of so many on a grid, on the device, so that no step has to move it.
+
+    They stay on the host where there is no float64 (MPS), and where they would take much of the device's memory.
+    """
+    if not isinstance(c, Tensor) or device.type == "mps" or c.numel() * times > _MOST:
+        return c
+    return c.to(device)
 
 
 def _step(t: Tensor, s: Schedule) -> Tensor:
@@ -235,16 +254,19 @@ class Conventions:
             )
         return y.to(x_t.dtype) if y.dtype != x_t.dtype else y, None
 
-    def table(self, times: Sequence[float], device: torch.device, dtype: torch.dtype) -> dict[float, _Entry]:
-        """What a network is called with, and what is made of its answer, at every one of ``times``.
+    def table(self, times: Sequence[float], x: Tensor) -> dict[float, _Entry]:
+        """What a network is called with, and what is made of its answer, at every one of ``times`` for such x [B, …].
 
-        Empty for a target that has its own way to x0, for elementwise coefficients or variances, and where a
-        time is singular: such are left to the general way, which also has the error to raise.
+        Empty for a target that has its own way to x0, for variances, for elementwise coefficients that cannot be
+        kept on the device, and where a time is singular: such are left to the general way, which also has the
+        error to raise.
         """
         kind = type(self.target)
         if kind.to_x0 is not Target.to_x0 or kind.apply is not Target.apply or self.likelihood is not None:
             return {}
         t = as_time(torch.tensor(times, dtype=torch.float64))
+        if self.schedule.sigma(t[:1]).numel() * len(times) > _MOST:
+            return {}
         try:
             a, b = coefficients(self.target, X0(), t, self.schedule)
             time = self.network_time(t)
@@ -252,16 +274,15 @@ class Conventions:
             return {}
         scale = INPUT_CONVENTIONS[self.input]
         scales = None if scale is None else scale(t, self.schedule, self.target)
-        if any(c is not None and c.shape != t.shape for c in (a, b, scales)):
+        columns = [_by_time(c, len(times), x) for c in (scales, a, b)]
+        if not all(columns):
             return {}
-        at = time.to(device=device, dtype=time.dtype if time.dtype == torch.int64 else dtype).unbind()
-        factors = [None] * len(times) if scales is None else scales.tolist()
-        entries = map(_Entry, at, factors, a.tolist(), b.tolist())
-        return dict(zip(times, entries, strict=True))
+        at = time.to(device=x.device, dtype=time.dtype if time.dtype == torch.int64 else x.dtype).unbind()
+        return dict(zip(times, map(_Entry, at, *columns), strict=True))
 
     def look_up(self, entry: _Entry, net: nn.Module, x_t: Tensor, cond: Mapping[str, Any]) -> Estimate:
         """The estimate at a time of the table."""
-        x = x_t if entry.scale is None else x_t * entry.scale
+        x = x_t if entry.scale is None else x_t * matched(entry.scale, x_t)
         y, _ = self._answer(net, x, entry.time, x_t, cond)
         return Estimate(x_t, entry.a, entry.b, y)
 
@@ -270,9 +291,21 @@ class _Entry(NamedTuple):
     """One time of a table: as the network wants it, the factor on its input, and x0 = a x_t + b y."""
 
     time: Tensor
-    scale: float | None
-    a: float
-    b: float
+    scale: Coefficient | None
+    a: Coefficient
+    b: Coefficient
+
+
+def _by_time(c: Tensor | None, count: int, x: Tensor) -> list[Any]:
+    """A coefficient [count], or elementwise [count or 1, …], an entry a time; empty where it stays on the host."""
+    if c is None:
+        return [None] * count
+    if c.shape == (count,):
+        return c.tolist()
+    if x.device.type == "mps" or c.ndim < 2 or c.shape[0] not in (1, count):
+        return []
+    whole = c.reshape(c.shape + (1,) * (x.ndim - c.ndim)).to(x.device)
+    return list(whole.expand(count, *whole.shape[1:]).split(1))
 
 
 def suggested(low: float, high: float, singular: list[float]) -> str:
@@ -436,7 +469,7 @@ def prepared(module: nn.Module, times: Sequence[float], x: Tensor) -> Iterator[N
     before = [m._table for m in plain]
     try:
         for m in plain:
-            m._table = (m.conventions.table(times, x.device, x.dtype), x.device, x.dtype)
+            m._table = (m.conventions.table(times, x), x.device, x.dtype)
         yield
     finally:
         for m, table in zip(plain, before, strict=True):

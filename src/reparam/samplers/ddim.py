@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..denoiser import Estimate
+from ..denoiser import Estimate, matched
 from ..errors import Unsupported
 from .steps import Linear, Row, Step, correlation, lost, sqrt
 
@@ -112,9 +112,10 @@ def _unsure(found: Estimate, row: Row, z: Tensor) -> Tensor:
             "Or use variance='small'."
         )
     if found.root is None:
-        noise, mean = (c.to(z) if isinstance(c, Tensor) else c for c in (row.noise, row.mean))
-        return (noise**2 + mean**2 * found.var).sqrt() * z  # type: ignore[operator]
-    covariance = row.mean**2 * found.root @ found.root.mT
-    covariance = covariance + row.noise**2 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)  # type: ignore[operator]
-    factor, _ = torch.linalg.cholesky_ex(covariance)  # which does not wait for the device to say that it worked
-    return (factor @ z[..., None])[..., 0]
+        noise, mean = matched(row.noise, z), matched(row.mean, z)  # type: ignore[arg-type]
+        return (noise**2 + mean**2 * found.var).sqrt() * z
+    with torch.autocast(z.device.type, enabled=False):
+        covariance = row.mean**2 * found.root @ found.root.mT
+        covariance = covariance + row.noise**2 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)  # type: ignore[operator]
+        factor, _ = torch.linalg.cholesky_ex(covariance)  # which does not wait for the device to say that it worked
+        return (factor @ z[..., None])[..., 0]

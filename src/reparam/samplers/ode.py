@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..denoiser import Coefficient, Estimate, weighted
 from ..errors import ReparamError, SingularTime, TimeOutOfRange, Unsupported, unknown
-from ..schedules import Schedule
-from .steps import Level, Linear, Row, Sampler, Step, levels
+from ..schedules import DDPM, Schedule
+from .steps import Level, Linear, Row, Sampler, Step, levels, sqrt
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class EDM(Sampler):
 
     Before a step, noise is added until σ/α has grown by the factor 1 + γ, with
     γ = min(churn/steps, √2 − 1) where σ/α lies in [s_min, s_max], and 0 elsewhere. The time of
-    the raised level must be one the model knows: keep ``s_max`` below the grid's first σ/α.
+    the raised level must be one the model knows: keep ``s_max`` below the grid's first σ/α. For a network
+    with time="step" it is that of the nearest step of the table, and as much noise is added as leads there: none
+    where the step itself is the nearest, as between the first, coarse steps from the data.
 
     Args:
         churn: S_churn ≥ 0; 0, as in the paper, is the deterministic sampler.
@@ -145,26 +147,40 @@ class EDM(Sampler):
         if self.churn and isinstance(path[0].sigma, Tensor):
             raise Unsupported(f"edm's churn needs one sigma/alpha a time, and {schedule} is elementwise; use churn=0.")
 
-    def step(self, x: Tensor, at: Step) -> tuple[Tensor, Estimate]:
-        here = at.here
-        if self.churn and self.s_min <= here.ratio <= self.s_max:
-            gamma = min(self.churn / at.steps, math.sqrt(2) - 1)
-            raised = self._raised(at, gamma)
-            # x̂/α̂ = x/α + sqrt(σ̂² − σ²) S_noise z, in σ/α.
-            added = self.s_noise * here.ratio * math.sqrt(gamma * (2 + gamma))
-            x = weighted(raised.alpha / here.alpha, x, raised.alpha * added, at.noise())
-            here = raised
-        return Heun("sigma/alpha").step(x, Step(here, at.to, at.schedule, at.denoise, at.noise))
+    def asked(self, path: Sequence[Level], schedule: Schedule, on_steps: bool) -> list[float]:
+        """Those of the path, and of the levels to which it raises them.
 
-    def _raised(self, at: Step, gamma: float) -> Level:
-        log_snr = 2 * (at.here.lam - math.log1p(gamma))
+        Raises:
+            TimeOutOfRange: if one lies beyond all noise of the schedule.
+        """
+        raised = [self._raised(here, schedule, len(path) - 1, on_steps).t for here in path[:-1]]
+        return list(dict.fromkeys([*super().asked(path, schedule, on_steps), *raised]))
+
+    def step(self, x: Tensor, at: Step) -> tuple[Tensor, Estimate]:
+        here, raised = at.here, self._raised(at.here, at.schedule, at.steps, at.on_steps)
+        if raised is not here:
+            # x̂/α̂ = x/α + sqrt(σ̂² − σ²) S_noise z, in σ/α.
+            growth = raised.ratio / here.ratio
+            added = self.s_noise * here.ratio * sqrt((growth - 1) * (growth + 1))
+            x = weighted(raised.alpha / here.alpha, x, raised.alpha * added, at.noise())
+        return Heun("sigma/alpha").step(x, Step(raised, at.to, at.schedule, at.denoise, at.noise))
+
+    def _raised(self, here: Level, schedule: Schedule, steps: int, on_steps: bool) -> Level:
+        """The level of more noise from which the step is taken; ``here`` itself where there is no churn."""
+        if not (self.churn and self.s_min <= here.ratio <= self.s_max):
+            return here
+        gamma = min(self.churn / steps, math.sqrt(2) - 1)
         try:
-            return levels(at.schedule, [float(at.schedule.time_at(log_snr))])[0]
+            t = float(schedule.time_at(2 * (here.lam - math.log1p(gamma))))
         except TimeOutOfRange as e:
             raise TimeOutOfRange(
-                f"edm's churn raises sigma/alpha = {at.here.ratio:g} by the factor {1 + gamma:g}, beyond all noise of "
-                f"{at.schedule}; give EDM an s_max below {at.here.ratio:g}."
+                f"edm's churn raises sigma/alpha = {here.ratio:g} by the factor {1 + gamma:g}, beyond all noise of "
+                f"{schedule}; give EDM an s_max below {here.ratio:g}."
             ) from e
+        if on_steps:
+            assert isinstance(schedule, DDPM)
+            t = round(t * schedule.T) / schedule.T
+        return levels(schedule, [t])[0] if t > here.t else here
 
 
 def refuse_pure_noise(name: str, path: Sequence[Level], schedule: Schedule) -> None:

@@ -18,7 +18,7 @@ from .ddim import DDIM, Ancestral
 from .dpm import DPMpp2M, SDEDPMpp2M
 from .grids import GRIDS
 from .ode import EDM, Euler, Heun
-from .steps import Before, Level, Sampler, Step, levels
+from .steps import Before, Level, Sampler, Step, levels, moved
 
 SAMPLERS: dict[str, type[Sampler]] = {c.name: c for c in (Euler, Heun, DDIM, Ancestral, EDM, DPMpp2M, SDEDPMpp2M)}
 
@@ -97,7 +97,7 @@ def sample(
     Raises:
         Unsupported: if the sampler steps in t and the schedule is a table.
         SingularTime: if the sampler steps in σ/α and the grid begins where α = 0.
-        TimeOutOfRange: if a time lies outside the model's t_range.
+        TimeOutOfRange: if a time lies outside the model's t_range, one to which churn raises included.
         Conflict: if both a start and noise are given, or neither.
     """
     method = named(sampler)
@@ -107,15 +107,15 @@ def sample(
     x = _start(denoiser, shape_or_noise, start, path[0], generator)
     noise = _noise(x, generator, noises)
     kept = dict(cond or {})
-    asked = [at.t for at in path if at.t > 0]
+    on_steps = denoiser.conventions.time == "step"
+    asked = _known(method.asked(path, denoiser.schedule, on_steps), denoiser, method)
 
     def denoise(x: Tensor, t: float) -> Estimate:
         return estimate(denoiser, x, t, kept)
 
+    step = partial(Step, schedule=denoiser.schedule, denoise=denoise, noise=noise, on_steps=on_steps)
     with evaluating(denoiser), prepared(denoiser, asked, x):
-        return _walked(
-            method, path, x, partial(Step, schedule=denoiser.schedule, denoise=denoise, noise=noise), trajectory
-        )
+        return _walked(method, moved(path, x.device), x, step, trajectory)
 
 
 def _walked(
@@ -174,6 +174,17 @@ def _checked(times: Sequence[float] | Tensor, denoiser: Denoiser, method: Sample
     return path
 
 
+def _known(asked: list[float], denoiser: Denoiser, method: Sampler) -> list[float]:
+    """The times, of which the path's own are checked already."""
+    low, high = denoiser.t_range
+    if asked and max(asked) > high:
+        raise TimeOutOfRange(
+            f"{method} raises the noise to that of t = {max(asked):g}, and this model was trained on t in [{low:g}, "
+            f"{high:g}]; give edm an s_max, below the sigma/alpha of the grid's first time."
+        )
+    return asked
+
+
 def _start(
     denoiser: Denoiser,
     shape_or_noise: Sequence[int] | Tensor | None,
@@ -207,7 +218,9 @@ def _noise(x: Tensor, generator: torch.Generator | None, noises: Iterable[Tensor
     """Where the steps' noise comes from."""
     if noises is None:
         drawn_on = generator.device if generator is not None else x.device
-        return lambda: torch.randn(x.shape, generator=generator, device=drawn_on, dtype=x.dtype).to(x.device)
+        pinned = x.is_cuda and drawn_on.type == "cpu"  # then the host draws the next while this one is copied
+        kind: dict[str, Any] = {"device": drawn_on, "dtype": x.dtype, "pin_memory": pinned}
+        return lambda: torch.randn(x.shape, generator=generator, **kind).to(x.device, non_blocking=pinned)
     given = iter(noises)
 
     def following() -> Tensor:
@@ -215,6 +228,13 @@ def _noise(x: Tensor, generator: torch.Generator | None, noises: Iterable[Tensor
         if z is None or z.shape != x.shape:
             found = "no more" if z is None else f"shape {list(z.shape)}"
             raise ReparamError(f"noises holds unit noise of shape {list(x.shape)} for every step, found {found}.")
-        return z.to(x)
+        return _brought(z, x)
 
     return following
+
+
+def _brought(z: Tensor, x: Tensor) -> Tensor:
+    """Noise as x is; from the host to a GPU without waiting, out of pinned memory that nobody else writes to."""
+    if x.is_cuda and z.device.type == "cpu":
+        return torch.empty(z.shape, dtype=x.dtype, pin_memory=True).copy_(z).to(x.device, non_blocking=True)
+    return z.to(x)

@@ -3,7 +3,7 @@ r"""What a sampler sees of a step, and what it is.
 With λ = log(α/σ), half the log-SNR, and h = λ_s − λ_t, every step from t to s that asks the
 network once is a row: :math:`x_s = k\,x_t + c\,\hat x_0 + c'\,\hat x_0^{\text{before}} + g\,z`.
 Its coefficients are Python floats, computed in float64; of an elementwise schedule they are float64
-tensors of the data's shape.
+tensors of the data's shape, on the state's device where that has float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoiser import Coefficient, Estimate, weighted
+from ..denoiser import Coefficient, Estimate, resident, weighted
 from ..errors import Unsupported
 from ..schedules import Schedule
 
@@ -49,6 +49,11 @@ def levels(schedule: Schedule, times: Sequence[float], slopes: bool = True) -> l
     return [Level(*row) for row in zip(times, *rows, strict=True)]
 
 
+def moved(path: Sequence[Level], device: torch.device) -> list[Level]:
+    """The path with elementwise coefficients on the device where the steps are taken."""
+    return [Level(*(resident(c, device, len(path)) for c in at)) for at in path]  # type: ignore[arg-type]
+
+
 def sqrt(value: Coefficient) -> Coefficient:
     """Its square root."""
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
@@ -75,6 +80,8 @@ class Step(NamedTuple):
     steps: int = 1
     #: What was asked at the start of the step before; None in the first step.
     before: Before | None = None
+    #: The network knows the integer steps of the schedule's table alone.
+    on_steps: bool = False
 
 
 class Sampler(ABC):
@@ -94,6 +101,10 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, x: Tensor, at: Step) -> tuple[Tensor, Estimate]:
         """(x_s, the x0 estimate at t) from x_t, shape [B, …]; at s = 0, x_s is the estimate's mean."""
+
+    def asked(self, path: Sequence[Level], schedule: Schedule, on_steps: bool) -> list[float]:
+        """The times at which the network is asked, for which all is prepared before the first step."""
+        return [at.t for at in path if at.t > 0]
 
     def check(self, path: Sequence[Level], schedule: Schedule) -> None:
         """Refuses a grid that the sampler cannot walk.

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.base import as_bytes
 from ..denoiser import Denoiser
-from ..errors import ReparamError
+from ..errors import ReparamError, Unsupported, unknown
 from ..samplers import Sampler, sample
 from ..training.draws import step_noise, unit_noise
 from .estimate import in_words
@@ -29,6 +29,8 @@ from .sample_files import Place
 _NUMBERS, _NUMBERS_ACCELERATED, _MOST = 2**21, 2**24, 1024
 #: Samples that a batch had better be a multiple of: their noise is drawn together.
 _TOGETHER = 32
+#: What the network of a model computes in; all else is float32.
+PRECISIONS = ("float32", "tf32", "bf16")
 #: Seconds between two lines in a log.
 _QUIET = 60.0
 
@@ -73,7 +75,7 @@ class Drawing:
         device = next(self.denoiser.parameters()).device
         noise = unit_noise(self.seed, start, stop, self.shape)
         clean = None if self.clean is None else self.clean[start:stop]
-        with _plain_convolutions():
+        with tf32(False):
             x = sample(
                 self.denoiser,
                 **begun(noise, clean, self.denoiser, self.times[0]),
@@ -102,11 +104,69 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def _plain_convolutions() -> Iterator[None]:
-    """Convolutions in float32, without TF32: its rounding differs with the batch, a hundred times as much."""
-    now = torch.backends.cudnn
-    with now.flags(now.enabled, now.benchmark, now.benchmark_limit, now.deterministic, allow_tf32=False):
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, products and convolutions of float32 may or may not use TF32, whose rounding is a thousand times as much
+    and differs with the batch."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = allowed
+    try:
         yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def in_precision(denoiser: Denoiser, precision: str, compiled: bool = False) -> Denoiser:
+    """The same model with a network that computes in a precision of :data:`PRECISIONS`, and nothing else does.
+
+    Args:
+        denoiser: a plain one, on the device where it is to be asked.
+        compiled: run the network through torch.compile.
+
+    Raises:
+        UnknownName: if there is no such precision.
+        Unsupported: if the device has no TF32.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision (--precision)", precision, PRECISIONS)
+    net = denoiser.net
+    device = next(net.parameters()).device
+    if precision == "tf32" and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        raise Unsupported(f"--precision tf32 is of NVIDIA GPUs since Ampere, found {device}; use float32 or bf16.")
+    if precision != "float32" and device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in net.modules()):
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        net.compile()
+    if precision == "float32":
+        return denoiser
+    c = denoiser.conventions
+    found = Denoiser(
+        InPrecision(net, precision),
+        c.schedule,
+        c.predicted(),
+        time=c.time,
+        input=c.input,
+        t_range=c.t_range,
+        data=denoiser.data,
+    )
+    found.training_record, found.overrides = denoiser.training_record, denoiser.overrides
+    return found
+
+
+class InPrecision(nn.Module):
+    """A network that computes in TF32 or, by autocast, in bfloat16, whatever goes on around it."""
+
+    def __init__(self, net: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.net, self.precision = net, precision
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Any:
+        """What the network answers."""
+        if self.precision == "tf32":
+            with tf32(True):
+                return self.net(x, time, **cond)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.net(x, time, **cond)
 
 
 def batches(missing: list[tuple[int, int]], batch: int, rank: int, world: int) -> list[tuple[int, int]]:

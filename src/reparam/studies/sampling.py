@@ -20,7 +20,7 @@ from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
 from ..networks import own_network
 from ..spec import Spec, code_in, load, read_spec, stated, weights_file
 from ..training.engine import Accelerated, Engine
-from .drawing import Drawing, Progress, batches, draw_all, usual_batch
+from .drawing import Drawing, Progress, batches, draw_all, in_precision, usual_batch
 from .folders import locked
 from .official import Official
 from .pool import Interrupted, resources
@@ -76,6 +76,8 @@ def sample_run(
     interval: tuple[float, float] | None = None,
     batch: int | None = None,
     device: str | None = None,
+    precision: str = "float32",
+    compile: bool = False,
     spec: Spec | Mapping[str, Any] | str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, tuple[int, ...]] | None:
@@ -102,6 +104,9 @@ def sample_run(
         batch: how many are drawn at a time, by each process; as many as usually fit by default. Multiples of 32 waste
             no noise.
         device: "cpu", "cuda" or "mps"; the best there is by default.
+        precision: what the network computes in, "float32", "tf32" or "bf16"; all else is float32 always. In the
+            latter two a sample depends on the batch and the machine, in the order of that precision's rounding.
+        compile: run the network through torch.compile, which takes a minute or so at first.
         spec: what the weights do not say of themselves, or say wrongly, as in :func:`reparam.load`.
         say: where lines for the reader go.
 
@@ -110,6 +115,7 @@ def sample_run(
 
     Raises:
         SpecError, NetworkError: if the model cannot be read or built.
+        UnknownName, Unsupported: if there is no such precision, or not on this device.
         Conflict: if a label or guidance is asked of a model without classes; if samples of another command are there.
         OutputError: if the place to write to is not usable.
         Interrupted: if it was stopped by Ctrl-C; what is drawn is kept.
@@ -119,7 +125,7 @@ def sample_run(
             raise ReparamError(f"--{name} must be at least 1, found {count}.")
     model = _model(where, spec, guidance)
     engine = _engine(device)
-    denoiser = model.denoiser.to(engine.device)
+    denoiser = in_precision(model.denoiser.to(engine.device), precision, compile)
     record = denoiser.data or {}
     if "shape" not in record:
         raise SpecError(f"{model.weights} does not say what shape its data have, so no noise can be drawn for it.")
@@ -133,11 +139,13 @@ def sample_run(
     }
     chosen = _chosen(model.usual, {**asked, "seed": seed})
     y = _labels(record.get("classes"), label, chosen.guidance, n)
-    target = _target(model, n, {"seed": seed, "label": label, **asked}, out)
+    named = {"seed": seed, "label": label, **asked, "precision": None if precision == "float32" else precision}
+    target = _target(model, n, named, out)
     drawing = _drawing(denoiser, model.config, chosen, n, y)
     kind = kind_of_place(target, bool(record.get("pictures")))
     place = kind(target, n, drawing.shape, y, record.get("classes") or (), _threads(engine))
-    work = _Work(model, chosen, drawing, place, engine, batch or usual_batch(drawing.shape, engine.device), say)
+    usual = usual_batch(drawing.shape, engine.device)
+    work = _Work(model, chosen, precision, drawing, place, engine, batch or usual, say)
     found = work.do(label)
     engine.end()
     return found
@@ -149,6 +157,7 @@ class _Work:
 
     model: _Model
     chosen: SampleConfig
+    precision: str
     drawing: Drawing
     place: Place
     engine: Engine
@@ -221,6 +230,7 @@ class _Work:
             "weights": _digest(self.model.weights)[:16],
             "n": self.place.n,
             "label": label,
+            "precision": self.precision,
             **sampling,
             "overrides": denoiser.overrides,
             "official": self.model.official and self.model.official.record(),
@@ -229,7 +239,9 @@ class _Work:
     def _about(self) -> dict[str, Any]:
         record, y = self.drawing.data, self.drawing.y
         rule = _rule(record) if record.get("pictures") else None
-        return {**self.model.made(self.chosen), "to_uint8": rule, "labels": None if y is None else y.tolist()}
+        made = self.model.made(self.chosen)
+        made["sampling"] = {**made.get("sampling", {}), "precision": self.precision}
+        return {**made, "to_uint8": rule, "labels": None if y is None else y.tolist()}
 
 
 def _model(
