@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 
-.PHONY: study test test-all docs peers lint format bench clean
+.PHONY: study test test-all docs lesson lesson-data peers lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
 	@echo "make docs      the site, in docs/_build"
+	@echo "make lesson    the lesson alone, one file: docs/_build/lesson/index.html"
+	@echo "make lesson-data  train the lesson's networks again, for docs/lesson/data.json"
 	@echo "make peers     trajectories and scores against other libraries', in .venv-peers"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     side-by-side timings against plain PyTorch, diffusers and SciPy"
@@ -34,6 +36,12 @@ test-all: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs docs/_build
 	@echo "the site: docs/_build/index.html"
+
+lesson: $(STAMP)
+	$(BIN)/python docs/lesson/build.py docs/_build/lesson/index.html
+
+lesson-data: $(STAMP)
+	$(BIN)/python docs/lesson/data.py
 
 # The peers ask for torchvision, which brings a torch of its own; what is compared does without it, hence --no-deps.
 $(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt

@@ -1,7 +1,10 @@
 """Sphinx settings of the site: `make docs` writes it to docs/_build, offline, and warnings are errors."""
 
+import subprocess
 import sys
 from pathlib import Path
+
+from sphinx.errors import ExtensionError
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "src")]
@@ -59,5 +62,17 @@ def leave_out_missing_pages(app, page, source):
         source[0] = "\n".join(kept)
 
 
+def build_lesson(app, failed):
+    """The lesson is a page of its own, in one file."""
+    if failed is None and app.builder.name == "html" and "lesson" in app.env.found_docs:
+        done = subprocess.run(
+            [sys.executable, HERE / "lesson" / "build.py", Path(app.outdir) / "lesson" / "index.html"]
+            + ["--home", "../index.html"]
+        )
+        if done.returncode != 0:
+            raise ExtensionError("the lesson could not be built")
+
+
 def setup(app):
     app.connect("source-read", leave_out_missing_pages)
+    app.connect("build-finished", build_lesson)
