@@ -65,10 +65,8 @@ def leave_out_missing_pages(app, page, source):
 def build_lesson(app, failed):
     """The lesson is a page of its own, in one file."""
     if failed is None and app.builder.name == "html" and "lesson" in app.env.found_docs:
-        done = subprocess.run(
-            [sys.executable, HERE / "lesson" / "build.py", Path(app.outdir) / "lesson" / "index.html"]
-            + ["--home", "../index.html"]
-        )
+        page = Path(app.outdir) / "lesson" / "index.html"
+        done = subprocess.run([sys.executable, HERE / "lesson" / "build.py", page, "--home", "../index.html"])
         if done.returncode != 0:
             raise ExtensionError("the lesson could not be built")
 

@@ -8,7 +8,7 @@ What a fenced block is, its info string says:
 - ``py``: an excerpt. It has to be Python, and is not run.
 - ``bash``: a script for a cluster. Bash reads it, and the commands of ours in it are parsed.
 - none: a transcript. The commands behind its ``$`` are parsed; what they printed once is not compared.
-- ``diff``: a patch to another project's file, which is not here. ``{toctree}``: the site's, built below.
+- ``diff``: a patch to another project's file, which is not here. ``{toctree}``, ``{raw}``: the site's, built below.
 """
 
 import ast
@@ -125,7 +125,7 @@ def parsed(words: list[str]):
 
 
 def test_every_block_is_of_a_known_kind():
-    kinds = {"python", "sh", "bash", "yaml", "py", "", "diff", "{toctree}"}
+    kinds = {"python", "sh", "bash", "yaml", "py", "", "diff", "{toctree}", "{raw} html"}
     assert {str(b): b.info for page in PAGES for b in blocks(page) if b.info not in kinds} == {}
 
 
