@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+# Processes that test.
+JOBS   ?= 2
 
 .PHONY: study test test-all docs lesson lesson-data peers lint format bench clean
 .DEFAULT_GOAL := help
@@ -27,11 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 study: $(STAMP)
 	$(BIN)/reparam study spiral --out runs/spiral
 
+# A file of tests is one process's, with one thread: most networks here are too small for two.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ''
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs docs/_build
