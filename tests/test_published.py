@@ -14,6 +14,7 @@ from reparam.errors import Conflict, DataError, NetworkError, OutputError, Recip
 from reparam.networks import NETWORKS
 from reparam.studies import open_study
 from reparam.studies.catalogue import written
+from reparam.studies.leaderboard import estimate_lines
 from reparam.studies.published import About, Published
 from reparam.studies.recipe import built_in, load_recipe, read_recipe, target_named
 from reparam.studies.run import execute
@@ -299,9 +300,9 @@ def shown(page):
 
 
 def test_published_numbers_stand_beside_our_runs_and_not_among_them(tmp_path):
-    rows = [ROW, {**ROW, "label": "<b>theirs</b>", "value": None, "run": ""}, {**ROW, "run": "gone", "source": "<i>"}]
+    rows = [ROW, {**ROW, "label": "<b>theirs</b>", "value": None, "run": ""}, {**ROW, "run": "<eps>", "source": "<i>"}]
     raw = {**BASE, "published": rows, "about": {"source": "<script>", "unsaid": ["a choice"]}}
-    done = rp.study(raw, network=Plain, out=tmp_path / "out", say=lambda _: None)
+    done = rp.study(raw, network=Plain, settings=["seed=0"], out=tmp_path / "out", say=lambda _: None)
     assert done is not None
     ours = next(row for row in done.rows if row["run"] == "v")["metrics"]["frechet_distance"]["value"]
     assert {row["run"] for row in json.loads((tmp_path / "out" / "leaderboard.json").read_text())} == {"x0", "v"}
@@ -313,15 +314,16 @@ def test_published_numbers_stand_beside_our_runs_and_not_among_them(tmp_path):
         assert "1.5" in mine
         assert f"here: frechet_distance {ours:.3g} on 8 samples: not FID" in mine
         assert theirs.split() == ["<b>theirs</b>", "failed"]
-        assert "here:" not in table.splitlines()[-1]  # beside a run that there is not
+        assert table.splitlines()[-1].endswith("1.5  (no counterpart here: there is no run <eps>)")
 
     words = shown(done.report)
     assert words[0] == "Published, not measured here"
     assert "<b>theirs</b>" in words
     assert f"{ours:.3g}" in " ".join(words)
     assert any("not FID" in text for text in words)
+    assert words.count("no counterpart here: there is no run <eps>") == 1
     page = done.report.read_text(encoding="utf-8")
-    for raw_text in ("<b>theirs", "<script>&", "<dd><script>", "<small><i>"):
+    for raw_text in ("<b>theirs", "<script>&", "<dd><script>", "<small><i>", "<eps>"):
         assert raw_text not in page
     assert "&lt;script&gt;" in page
     assert "a choice" in page
@@ -356,12 +358,73 @@ def test_a_number_stands_beside_all_seeds_of_its_run(tmp_path):
     assert f"here: frechet_distance {sum(values) / 2:.3g} " in done.table().splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["jit-ablation-architecture", "jit-ablation-bottleneck"])
+def test_a_small_study_says_which_numbers_have_no_run_in_it(name):
+    plan = load_recipe(name, tiny=True)
+    told = [line for line in estimate_lines(plan) if "no counterpart here" in line]
+    gone = [row.run for row in plan.published if row.run not in plan.runs]
+    assert gone
+    assert [line.split()[-1].rstrip(")") for line in told] == gone
+    assert not any("no counterpart" in line for line in estimate_lines(load_recipe(name)))
+
+
+def test_a_number_beside_a_run_that_there_is_not(tmp_path):
+    raw = {**BASE, "published": [ROW, {**ROW, "run": "vv"}], "tiny": {"seed": 1}}
+    with pytest.raises(UnknownName, match=r"unknown run \(published\.1\.run\) 'vv'\. Did you mean 'v'\? Known: v, x0"):
+        load_recipe(raw)
+    with pytest.raises(UnknownName, match="published.1.run"):
+        rp.train(raw, run="v", estimate_only=True, say=lambda _: None)
+    # What is changed may lack them, and so may what extends another; all seeds of a run count as that run.
+    changed = {"settings": ["seed=1"]}, {"targets": ["eps"]}, {"tiny": True}
+    assert all(load_recipe(raw, **how).published[1].run == "vv" for how in changed)
+    base = yaml_file(tmp_path, "base", json.dumps({**BASE, "published": [ROW]}))
+    assert len(load_recipe({"extends": str(base), "target": "x0"}).published) == 1
+    with pytest.raises(UnknownName, match="published.0.run"):
+        load_recipe({"extends": str(base), "target": "x0", "published": [ROW]})
+    assert load_recipe({**BASE, "published": [ROW], "seed": [0, 1]}).published[0].run == "v"
+    wide = {**BASE, "network": {"name": "mlp", "hidden": [8, 16]}, "published": [{**ROW, "run": "hidden8-v"}]}
+    assert load_recipe(wide, change=lambda found: {**found, "network": "mlp"}).published[0].run == "hidden8-v"
+
+
+def test_what_a_small_version_inherits_is_marked_as_of_the_full_size(tmp_path, capsys):
+    raw = {**BASE, "target": "v", "published": [ROW], "about": {"source": "s", "unsaid": ["a choice", "another"]}}
+    recipe = yaml_file(tmp_path, "mine", json.dumps({**raw, "tiny": {"train": {"steps": 2}}}))
+    told = []
+    for command in ("study", "train"):
+        assert cli.main([command, str(recipe), "--tiny", "--estimate"]) == 0
+        told.append(capsys.readouterr().out)
+        assert "unsaid: of the full size: a choice\n  unsaid: of the full size: another\n" in told[-1]
+        assert "published, not measured here, of the recipe at its full size: FID" in told[-1]
+        assert told[-1].count("a choice") == 1
+        # The cost comes last, and apart.
+        assert told[-1].rstrip("\n").split("\n")[-2] == ""
+        assert told[-1].rstrip("\n").split("\n")[-1].startswith("it would take about")
+        assert cli.main([command, str(recipe), "--estimate"]) == 0
+        assert "full size" not in capsys.readouterr().out
+    assert told[0].startswith("study mine-tiny: 1 run\n")
+    own = {**raw, "tiny": {"about": {"unsaid": ["its own"]}}}
+    assert load_recipe(own, tiny=True).about.unsaid == ("its own",)
+
+
+def test_a_study_without_a_recipe(capsys):
+    assert cli.main(["study"]) == 0
+    assert "spiral" in capsys.readouterr().out
+    options = ["--tiny", "--estimate", "--out x", "--set a=b", "--target v", "--jobs 0", "--device cpu", "--skip-bad"]
+    for options_given in (*options, "--on ray", "--per-run {}", "--json --tiny"):
+        assert cli.main(["study", *options_given.split()]) == 2
+        said = capsys.readouterr()
+        assert "which recipe? --" in said.err
+        assert said.out == ""
+
+
 def test_the_command_line_tells_and_takes_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = yaml_file(
         tmp_path,
         "mine",
-        json.dumps({**BASE, "target": "x0", "published": [ROW], "about": {"source": "s"}, "tiny": {"seed": 1}}),
+        json.dumps(
+            {**BASE, "target": "x0", "published": [{**ROW, "run": "x0"}], "about": {"source": "s"}, "tiny": {"seed": 1}}
+        ),
     )
     assert cli.main(["study", str(recipe), "--tiny", "--target", "v", "--estimate"]) == 0
     said = capsys.readouterr().out

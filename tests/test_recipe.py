@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import reparam as rp
-from reparam.errors import Conflict, RecipeError, ReparamError, SingularTime, UnknownName, Unsupported
+from reparam.errors import Conflict, RecipeError, ReparamError, SingularTime, UnknownName, Unsupported, unknown
 from reparam.studies.recipe import built_in, from_dict, load_recipe, parse_yaml
 
 BASE = {"data": {"name": "spiral", "dim": 2}, "network": "mlp", "target": "x0"}
@@ -158,7 +158,11 @@ def test_bad_recipes(change, settings, error, message):
 def test_bad_recipe_files(tmp_path):
     with pytest.raises(UnknownName, match=r"unknown recipe 'spirall'. Did you mean 'spiral'"):
         load_recipe("spirall")
-    with pytest.raises(RecipeError, match=r"cannot read recipe .*gone.yaml: No such file"):
+    with pytest.raises(UnknownName) as told:
+        load_recipe("nothing of the kind")
+    assert "reparam study lists the built-in recipes" in str(told.value)
+    assert "spiral" not in str(told.value)  # nor any other: there are too many to read
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*gone.yaml: No such file.* reparam study lists"):
         load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n- 2")
     with pytest.raises(RecipeError, match="holds list, expected a mapping"):
@@ -186,3 +190,14 @@ def test_a_sampler_that_the_schedule_refuses_is_found_before_training():
     with pytest.raises(Unsupported, match=r"heun steps in t, where DDPM.*sample.sampler=ddim"):
         load_recipe({**BASE, "schedule": "ddpm"})
     assert load_recipe({**BASE, "schedule": "ddpm"}, ["sample.sampler=ddim", "target.name=v"])
+
+
+def test_long_lists_of_names_are_told_of_where_they_can_be_had():
+    many = [f"name{i:02}" for i in range(13)]
+    told = str(unknown("thing", "name03x", many, "ask for them."))
+    assert told.startswith("unknown thing 'name03x'. Did you mean 'name03' or ")
+    assert told.endswith("? ask for them.")
+    assert told.count("'name") == 4  # the wrong one, and the three nearest
+    assert str(unknown("thing", "?", many, "ask for them.")) == "unknown thing '?'. ask for them."
+    for known, listed in ((many[:12], "ask for them."), (many, "")):
+        assert str(unknown("thing", "?", known, listed)) == f"unknown thing '?'. Known: {', '.join(known)}."

@@ -19,7 +19,7 @@ from reparam.networks.jit import SIZES
 from reparam.studies import estimate
 from reparam.studies.estimate import Cost
 from reparam.studies.recipe import load_recipe
-from reparam.studies.scale import Machine, Work, counting, memory, project, stand_in, work_of
+from reparam.studies.scale import Machine, Work, counting, memory, project, stand_in, stated, work_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
@@ -232,3 +232,92 @@ def test_a_batch_that_would_take_long_on_a_cpu_is_tried_on_a_few_samples(monkeyp
     monkeypatch.setattr(estimate, "_measure", measure)
     assert estimate._tried(config, data, None, "cpu") == Cost(4, 2, 3, 80, 240, kept=40)
     assert seen == [4]
+
+
+# ------------------------------------------------------------------------------------------ before the data are there
+
+UNSEEN = {
+    "data": {"name": "images", "size": 32, "flip": True, "holdout": 0.05},
+    "network": {"name": "jit", "patch": 8, "width": 32, "depth": 2, "heads": 2},
+    "target": ["x0", "v"],
+    "train": {"steps": 100, "batch": 24, "precision": "float32"},
+    "about": {"source": "a source", "unsaid": ["something"]},
+    "published": [{"label": "theirs", "metric": "FID", "value": 3.5, "source": "a paper"}],
+}
+
+
+def written(folder, **changes):
+    path = folder / "unseen.yaml"
+    path.write_text(json.dumps({**UNSEEN, **changes}))
+    return str(path)
+
+
+def test_a_recipe_says_what_it_is_and_costs_before_its_data_are_there(tmp_path, capsys):
+    assert main(["study", written(tmp_path), "--estimate"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == ["study unseen: 2 runs", "  source: a source", "  unsaid: something"]
+    assert "theirs" in told[4]
+    assert told[5] == ""  # the cost stands apart, and last
+    text = " ".join(told[6:])
+    assert "Computed, not measured" in text
+    assert "shape [3, 32, 32]" in text
+    assert "47,500 of them, by CIFAR-10's number" in text
+    assert "2 trainings, one after another" in text
+    # As from data that are there: one run's work, twice, on as many GPUs as share 24 samples out.
+    config, data = next(iter(load_recipe(UNSEEN).runs.values())), stand_in((3, 32, 32), 10)
+    work = work_of(config, data)
+    found = estimate.computed(load_recipe(UNSEEN).runs)
+    assert sorted(found.on) == [1, 8]
+    for gpus, runs in found.on.items():
+        assert list(runs.values()) == 2 * [project(work, config, gpus, (3072, 47_500))]
+    assert found.flops == dict.fromkeys(("x0", "v"), 24 * work.flops)
+    assert f"{2 * 100 * 24 * work.flops / 1e9:.3g} GFLOP" in text
+    assert [line.split(":")[0].strip() for line in told[9:11]] == ["on  1 NVIDIA H200", "on  8 NVIDIA H200"]
+
+
+def test_a_training_has_a_cost_before_its_data_are_there(tmp_path, capsys):
+    asked = ["train", written(tmp_path), "--run", "v", "--estimate", "--tracker", "none"]
+    assert main(asked) == 0
+    assert "source: a source" in capsys.readouterr().out
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["computed"] is True
+    assert found["scaled"]["1"] == found["train_s"] > 0
+    assert not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"name": "images"}}, "needs data.path"),
+        ({"data": {"name": "images", "size": 32, "path": "nowhere"}}, "nowhere"),
+        ({"network": {"name": "diffusers", "model": "UNet2DModel"}}, "needs data.path"),
+        ({"network": {"name": "jit", "patch": 7}}, "patches of 7"),
+        ({"train": {"batch": 25, "accumulate": 2}}, "25"),
+    ],
+)
+def test_what_cannot_be_computed_is_said_after_what_the_recipe_says(tmp_path, capsys, changes, words):
+    assert main(["study", written(tmp_path, **changes), "--estimate"]) == 2
+    told = capsys.readouterr()
+    assert words in told.err
+    assert "source: a source" in told.out
+
+
+def test_stated_pictures_are_those_of_the_recipe():
+    def of(**data):
+        return stated(next(iter(load_recipe({**UNSEEN, "data": {"name": "images", **data}}).runs.values())))
+
+    wide = of(size=[64, 96], colour="grey", holdout=0.5, limit=1000, classes=7)
+    assert (wide.data.shape, wide.stored, len(wide.data.classes)) == ((1, 64, 96), (64 * 96, 500), 7)
+    assert (wide.like, of(size=32).like, of(size=32).data.flip) == ("ImageNet", "CIFAR-10", False)
+    assert of(size=256).stored == (3 * 256**2, round(1_281_167 * 0.9))
+    assert of(size=32, path="x") is of() is None
+
+
+def test_more_memory_than_a_gpu_has_is_said():
+    found = estimate.computed(load_recipe(UNSEEN).runs)
+    assert not any("and one has" in line for line in found.lines())
+    large = {**UNSEEN, "train": {"batch": 2**24, "precision": "float32"}}
+    lines = [line for line in estimate.computed(load_recipe(large).runs).lines() if "  on " in line]
+    assert lines[0].endswith("and one has 141 GB")
+    assert [line.split(" NVIDIA")[0].split()[-1] for line in lines] == ["1", "8", "64"]

@@ -469,8 +469,20 @@ def _finish(args: Any, result: dict[str, Any], text: str) -> None:
     print(json.dumps(result) if args.json else text, file=args.result)
 
 
+#: Options of a study that say nothing without a recipe, and what they are where they are not given.
+_OF_A_STUDY: dict[str, Any] = {"set": [], "target": [], "on": "local"}
+_OF_A_STUDY |= dict.fromkeys(("out", "jobs", "device", "per_run"))
+_OF_A_STUDY |= dict.fromkeys(("tiny", "skip_bad", "estimate"), False)
+
+
 def _study(args: Any) -> int:
     if args.recipe is None:
+        given = [name for name, default in _OF_A_STUDY.items() if getattr(args, name) != default]
+        if given:
+            raise ReparamError(
+                f"which recipe? --{given[0].replace('_', '-')} is of one: reparam study RECIPE …; reparam study alone "
+                "lists those that are built in."
+            )
         return _list_recipes(args)
     from dataclasses import asdict
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: So many known names are listed in an error, and more where there is no other list of them.
+_FEW = 12
+
 
 class ReparamError(ValueError):
     """Base of every error that a user can cause."""
@@ -60,11 +63,16 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.5)]
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownName:
-    """The error for a ``name`` that is not among the ``known`` ones of its ``kind``."""
+def unknown(kind: str, name: object, known: Iterable[str], listed: str = "") -> UnknownName:
+    """The error for a ``name`` that is not among the ``known`` ones of its ``kind``.
+
+    Where there are more than a dozen it says what ``listed`` does of how to see them, and names the nearest alone.
+    """
     known = sorted(known)
     close = nearest(str(name), known)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if listed and len(known) > _FEW:
+        return UnknownName(f"unknown {kind} {str(name)!r}.{hint} {listed}")
     return UnknownName(
         f"unknown {kind} {str(name)!r}.{hint} " + (f"Known: {', '.join(known)}." if known else "There is none.")
     )

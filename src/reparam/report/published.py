@@ -23,11 +23,13 @@ class Published:
         rows: mappings with "label", "metric", "value" (None: it failed), "source" and "run" ("" for none).
         about: a mapping with "source", "hardware", "expected" and "unsaid".
         tiny: whether the study is a small version of what was published.
+        runs: those of the study.
     """
 
     rows: Sequence[dict[str, Any]] = ()
     about: dict[str, Any] | None = None
     tiny: bool = False
+    runs: Sequence[str] = ()
 
     def by_source(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """The rows by what they measure and where that is published."""
@@ -39,6 +41,12 @@ class Published:
     @property
     def heading(self) -> str:
         return _HEADING + (", of the recipe at its full size" if self.tiny else "")
+
+    def remark(self, row: dict[str, Any]) -> str:
+        """What is said of a number whose run the study lacks, as where it is smaller or changed; else nothing."""
+        if not row.get("run") or not self.runs or runs_beside(row, self.runs):
+            return ""
+        return f"no counterpart here: there is no run {row['run']}"
 
 
 def runs_beside(row: dict[str, Any], runs: Sequence[str]) -> list[str]:
@@ -54,6 +62,8 @@ def lines(told: Published, study: Study | None = None) -> Iterator[str]:
         widest = max(len(row["label"]) for row in rows)
         for row in rows:
             line = f"  {row['label']:<{widest}}  {_value(row):>7}"
+            if remark := told.remark(row):
+                line += f"  ({remark})"
             yield line + (_ours_in_words(study, row) if study and not told.tiny else "")
 
 
@@ -100,7 +110,7 @@ def published_section(told: Published, study: Study) -> str:
         else "Two numbers in a line are of the same setting, and comparable only where what they measure is the same."
     )
     here = '<th scope="col">our run</th><th scope="col" class="n">measured here</th>' if ours else ""
-    bodies = "".join(_group(study, metric, rows, source, ours) for (metric, source), rows in told.by_source().items())
+    bodies = "".join(_group(study, told, key, rows, ours) for key, rows in told.by_source().items())
     return (
         f'<section class="published"><h2 id="published">{escape(told.heading[0].upper() + told.heading[1:])}</h2>'
         f"<p>{said}</p>"
@@ -110,17 +120,29 @@ def published_section(told: Published, study: Study) -> str:
     )
 
 
-def _group(study: Study, metric: str, rows: Sequence[dict[str, Any]], source: str, ours: dict[int, Entry]) -> str:
+def _group(
+    study: Study,
+    told: Published,
+    key: tuple[str, str],
+    rows: Sequence[dict[str, Any]],
+    ours: dict[int, Entry],
+) -> str:
+    metric, source = key
     head = (
         f'<tr class="group"><th scope="rowgroup" colspan="{4 if ours else 2}"><span>{escape(metric)}</span>'
         f"<small>{escape(source)}</small></th></tr>"
     )
     body = "".join(
-        f'<tr><th scope="row">{escape(row["label"])}</th><td class="n">{escape(_value(row))}</td>'
+        f'<tr><th scope="row">{escape(row["label"])}{_remark(told, row)}</th><td class="n">{escape(_value(row))}</td>'
         f"{_ours(study, ours.get(id(row))) if ours else ''}</tr>"
         for row in rows
     )
     return f"<tbody>{head}{body}</tbody>"
+
+
+def _remark(told: Published, row: dict[str, Any]) -> str:
+    remark = told.remark(row)
+    return f"<small>{escape(remark)}</small>" if remark else ""
 
 
 def _ours(study: Study, entry: Entry | None) -> str:

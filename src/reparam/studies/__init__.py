@@ -18,7 +18,7 @@ from ..files import write_text, written_whole
 from ..report.plots import picture_sheet
 from ..report.rows import words_of
 from .console import Console
-from .estimate import Cost, describe, probe
+from .estimate import Cost, computed, describe, probe
 from .folders import differences, folder_name, locked, refuse_foreign
 from .inputs import Inputs, preflight
 from .leaderboard import as_text, estimate_lines, rank_metric, ranked, told_of
@@ -124,13 +124,11 @@ def study(
             "them: data='FILE.npy', network='pkg.mod:make'."
         )
     with pool_on(on, len(plan.runs), 1 if own.in_process else jobs, device, per_run) as pool:
-        say(f"study {plan.name}: {len(plan.runs)} runs")
-        digests = preflight(plan, own, say)
+        say(f"study {plan.name}: {len(plan.runs)} run{'s' * (len(plan.runs) > 1)}")
         if estimate_only:
-            for line in estimate_lines(plan):
-                say(line)
-            say(f"it would take {describe(_costs(plan, own, pool), pool.on)}")
+            _estimate(plan, own, pool, say)
             return None
+        digests = preflight(plan, own, say)
         record = {"recipe": plan.to_dict(), "data": digests, "told": asdict(told_of(plan))}
         with _claimed(folder, record) as claim:
             pool.check(folder)
@@ -148,6 +146,17 @@ def study(
                     f"To continue: {again}"
                 )
             return _conclude(folder, plan, rows)
+
+
+def _estimate(plan: Recipe, own: Inputs, pool: Pool, say: Callable[[str], None]) -> None:
+    """Say what the recipe says of itself, and last what it costs: from its data, or without them."""
+    for line in estimate_lines(plan):
+        say(line)
+    if not own.in_process and (elsewhere := computed(plan.runs)) is not None:
+        say("\n" + "\n".join(elsewhere.lines()))
+        return
+    preflight(plan, own, say)
+    say(f"\nit would take {describe(_costs(plan, own, pool), pool.on)}")
 
 
 def _costs(plan: Recipe, own: Inputs, pool: Pool) -> dict[str, Cost]:

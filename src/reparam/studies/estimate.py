@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..training import Diverged, Engine, Trainer
 from .pool import Resources
 from .recipe import RunConfig
 from .run import check_data, chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
-from .scale import Machine, Work, averages_of, counting, memory, project, work_of
+from .scale import Machine, Projection, Stated, Work, averages_of, counting, memory, project, stated, work_of
 
 #: What Python and torch themselves take, a process.
 _BASE_BYTES = 350e6
@@ -38,6 +39,7 @@ class Cost:
 
     ``scaled``: the seconds that training would take on so many GPUs, computed (:mod:`.scale`), where it was asked for.
     ``kept``: of the bytes, those that a step holds for its backward pass.
+    ``computed``: nothing was tried, for want of data; then seconds and bytes are of one such GPU, and only of training.
     """
 
     train_s: float
@@ -47,6 +49,7 @@ class Cost:
     flops: float = 0.0
     scaled: dict[int, float] = field(default_factory=dict)
     kept: float = 0.0
+    computed: bool = False
 
     @property
     def seconds(self) -> float:
@@ -119,6 +122,69 @@ def probe_training(
     return replace(cost, scaled=_scaled(config, data)) if engine.first and factory is None else cost
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What training costs elsewhere, by run, where the data are not here: nothing of it was tried.
+
+    Attributes:
+        pictures: what is known of the data. flops: of a step, by run.
+        on: the runs by the number of GPUs, for those numbers among which every run's batch can be shared out.
+    """
+
+    pictures: Stated
+    flops: dict[str, float]
+    on: dict[int, dict[str, Projection]]
+
+    def cost(self) -> Cost:
+        """That of the first run, as a training has it."""
+        run, first = next(iter(self.on[1].items()))
+        scaled = {n: runs[run].seconds for n, runs in self.on.items()}
+        return Cost(first.seconds, 0.0, 0.0, first.memory.total, self.flops[run], scaled, computed=True)
+
+    def lines(self) -> list[str]:
+        """For a reader: of what, how many operations, and on so many GPUs how long and how much memory."""
+        machine, runs, (_, count) = Machine(), self.on[1], self.pictures.stored
+        whole = sum(self.flops[run] * p.steps for run, p in runs.items())
+        told = [
+            "the data are not here (data.path is missing), so nothing is tried on this machine. Computed, not measured",
+            f"(docs/scale.md), for pictures of shape {list(self.pictures.data.shape)}, as the recipe states, and "
+            f"{count:,} of them, by {self.pictures.like}'s number:",
+            f"  {'training' if len(runs) == 1 else f'{len(runs)} trainings, one after another'}: {_flops(whole)}FLOP",
+        ]
+        for n, found in self.on.items():
+            most, time = max(p.memory.total for p in found.values()), sum(p.seconds for p in found.values())
+            beyond = f", and one has {machine.memory / 1e9:.0f} GB" if most > machine.memory else ""
+            told.append(f"  on {n:>2} {machine.name}: {in_words(time)}, {most / 1e9:.1f} GB of memory each{beyond}")
+        return [*told, "  samples and scores come on top"]
+
+
+def computed(runs: dict[str, RunConfig]) -> Computed | None:
+    """The cost of runs whose data are not here, from the size of their pictures; None where that cannot be had.
+
+    It can where no run has a data.path, all state the same size, and every network is built in.
+
+    Raises:
+        NetworkError, ReparamError: if a network does not fit such pictures, or a batch cannot be shared out.
+    """
+    configs = list(runs.values())
+    pictures = stated(configs[0])
+    if pictures is None or any(c.data != configs[0].data or c.network["name"] not in _COUNTED for c in configs):
+        return None
+    counted: dict[str, Work] = {}
+    works = {}
+    for run, c in runs.items():
+        likelihood = c.target if c.target.get("name") == "gaussian" else None
+        how = (c.train.precision, c.train.checkpoint_activations)
+        kind = json.dumps([c.network, c.conditional, likelihood, *how])
+        if kind not in counted:
+            with _telling(c, pictures.data):
+                counted[kind] = work_of(c, pictures.data)
+        works[run] = counted[kind]
+    fits = [n for n in _GPUS if n == 1 or all(c.train.batch % (n * c.train.accumulate) == 0 for c in configs)]
+    on = {n: {run: project(works[run], c, n, pictures.stored) for run, c in runs.items()} for n in fits}
+    return Computed(pictures, {run: works[run].flops * c.train.batch for run, c in runs.items()}, on)
+
+
 def _scaled(config: RunConfig, data: Data) -> dict[int, float]:
     """Seconds of training on GPUs that are not here, where the network is built in and the batch can be shared out."""
     if config.network["name"] not in _COUNTED:
@@ -149,19 +215,26 @@ def _elsewhere(cost: Cost) -> str:
 
 def _flops(value: float) -> str:
     """A number with the prefix of its size."""
-    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for size, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
             return f"{value / size:.3g} {prefix}"
     return f"{value:.3g} "
 
 
 def _tried(config: RunConfig, data: Data, factory: Callable[..., nn.Module] | None, device: str) -> Cost:
-    try:
+    with _telling(config, data):
         fits = _affordable(config, data, factory, device)
         if fits >= config.train.batch:
             return _measure(config, data, factory, device)
         few = replace(config, train=replace(config.train, batch=fits, accumulate=1))
         return _more(_measure(few, data, factory, device), config.train.batch / fits, config.train.accumulate)
+
+
+@contextlib.contextmanager
+def _telling(config: RunConfig, data: Data) -> Iterator[None]:
+    """Inside, what goes wrong in a network is told as its error."""
+    try:
+        yield
     except ReparamError:
         raise
     except Exception as e:

@@ -139,7 +139,8 @@ def as_text(rows: list[dict[str, Any]], recipe: Recipe) -> str:
 
 def told_of(recipe: Recipe) -> published.Published:
     """What a recipe says of itself, and its published numbers, as the page takes them."""
-    return published.Published([asdict(row) for row in recipe.published], asdict(recipe.about), recipe.tiny)
+    rows = [asdict(row) for row in recipe.published]
+    return published.Published(rows, asdict(recipe.about), recipe.tiny, tuple(recipe.runs))
 
 
 def estimate_lines(recipe: Recipe) -> list[str]:

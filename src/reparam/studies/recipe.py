@@ -29,6 +29,7 @@ from ..metrics import EXTRACTORS, METRICS
 from ..metrics.model import MODEL_METRICS
 from ..networks import NETWORKS, is_factory
 from ..objective import Objective
+from ..report.published import runs_beside
 from ..samplers import GRIDS, SAMPLERS, THRESHOLDS, Sampler
 from ..schedules import SCHEDULES, Schedule
 from ..times import TIMES
@@ -51,6 +52,8 @@ _OWN_CODE = ("network", "extractor")
 _PER_TARGET = ("t_range", "loss_space", "weighting", "times", "supervision")
 #: What a recipe says besides its runs; the first two say what they are made from, the others change no result.
 _BESIDES = ("extends", "tiny", "about", "published")
+#: Where to look for a recipe.
+_HOW_LISTED = "reparam study lists the built-in recipes; one of your own is given by the path of its .yaml file."
 #: What a likelihood is unless an entry of ``target`` says otherwise.
 _LIKELIHOOD = {f.name: f.default for f in fields(Gaussian) if f.name != "target"}
 
@@ -356,9 +359,18 @@ def read_recipe(which: str | Path | dict[str, Any], tiny: bool = False) -> dict[
     for key in _BESIDES:
         if key in small and key != "about":
             raise RecipeError(f"tiny.{key}: {key} stands beside tiny in a recipe, not within it.")
-    if isinstance(raw.get("about"), dict):  # what it takes and comes to is said of the full size
-        raw["about"] = {key: said for key, said in raw["about"].items() if key not in ("hardware", "expected")}
+    if isinstance(raw.get("about"), dict):
+        raw["about"] = _of_full_size(raw["about"])
     return _merged({**raw, "name": f"{name}-tiny"}, small)
+
+
+def _of_full_size(about: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe's ``about`` its small version inherits: not what it takes and comes to, and the rest marked."""
+    kept = {key: said for key, said in about.items() if key not in ("hardware", "expected")}
+    unsaid = kept.get("unsaid")
+    if isinstance(unsaid, list):
+        kept["unsaid"] = [f"of the full size: {text}" if isinstance(text, str) else text for text in unsaid]
+    return kept
 
 
 def _extended(which: Any, beside: Path, seen: tuple[Any, ...]) -> dict[str, Any]:
@@ -393,12 +405,12 @@ def _read(which: Any, beside: Path) -> tuple[dict[str, Any], str | Path]:
         return dict(raw), str(which)
     path = beside / which
     if path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise unknown("recipe", which, [*recipes, "a path to a .yaml file"])
+        raise unknown("recipe", which, recipes, _HOW_LISTED)
     try:
         text, where = path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise RecipeError(f"cannot read recipe {path}: {reason}. Built-in recipes: {', '.join(recipes)}.") from e
+        raise RecipeError(f"cannot read recipe {path}: {reason}. {_HOW_LISTED}") from e
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise RecipeError(f"{where} holds {type(raw).__name__}, expected a mapping with data, network, target.")
@@ -453,6 +465,7 @@ def load_recipe(
     change: Callable[[dict[str, Any]], dict[str, Any]] = copy.copy,
     extra_networks: tuple[str, ...] = (),
     extra_data: tuple[str, ...] = (),
+    derived: bool = False,
 ) -> Recipe:
     """A recipe, checked and with its sweeps multiplied out.
 
@@ -461,11 +474,14 @@ def load_recipe(
         settings: see :func:`override`; they are applied to what ``change`` makes of the recipe.
         targets: further ones to compare.
         extra_networks, extra_data: names that the caller supplies itself.
+        derived: whether the recipe is made from another one, whose published numbers may be of runs that it lacks.
 
     Raises:
         RecipeError, UnknownName, Conflict, …: with the path of the key in the message.
     """
-    raw = _seeded(override(change(read_recipe(which, tiny)), settings or []))
+    written = read_recipe(which, tiny)
+    raw = _seeded(override(change(copy.deepcopy(written)), settings or []))
+    derived = derived or tiny or bool(settings or targets) or not _states_published(which) or raw != _seeded(written)
     about, published = About.of(raw.pop("about", None) or {}), published_of(raw.pop("published", None) or [])
     raw = _with_targets(raw, targets)
     _check_keys("", raw, [*(f.name for f in fields(RunConfig)), "seeds"])
@@ -483,6 +499,8 @@ def load_recipe(
             run, n = f"{label}-{n}", n + 1
         runs[run] = config
     _same_scores(list(runs.values()))
+    if not derived:
+        _check_beside(published, runs)
     return Recipe(
         str(raw.get("name", "study")),
         str(raw.get("description", "")),
@@ -492,6 +510,18 @@ def load_recipe(
         published,
         tiny,
     )
+
+
+def _states_published(which: str | Path | dict[str, Any]) -> bool:
+    """Whether a recipe itself gives published numbers; those of one that it extends may be of runs that it lacks."""
+    return "published" in _read(which, Path())[0]
+
+
+def _check_beside(published: Sequence[Published], runs: dict[str, RunConfig]) -> None:
+    """Refuse a published number that is to stand beside a run that there is not."""
+    for i, row in enumerate(published):
+        if row.run and not runs_beside(asdict(row), list(runs)):
+            raise unknown(f"run (published.{i}.run)", row.run, runs)
 
 
 def told_to(recipe: Recipe, told: dict[str, Any]) -> Recipe:

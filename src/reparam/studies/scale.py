@@ -39,6 +39,8 @@ _STATE_BYTES, _AVERAGE_BYTES = 16, 4
 #: Read and written in a step's end by norm and clipping (12), AdamW (28), and by each average.
 _UPDATE_BYTES, _AVERAGING_BYTES = 40, 12
 _GRADIENT_BYTES = 4
+#: Pictures and classes of the data sets that recipes are meant for: at 32 pixels CIFAR-10, else ImageNet.
+_CIFAR10, _IMAGENET = ("CIFAR-10", 50_000, 10), ("ImageNet", 1_281_167, 1000)
 #: Two batches, small ones, from which what grows with the batch is told from what does not.
 _BATCHES = (2, 4)
 
@@ -160,6 +162,34 @@ def stand_in(shape: tuple[int, ...], classes: int = 0, *, flip: bool = False) ->
     x, y = torch.zeros((1, *shape), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     labels = {"labels": y, "heldout_labels": y, "classes": tuple(map(str, range(classes)))} if classes else {}
     return Data(name="pictures", train=x, heldout=x, mean=PICTURE_MEAN, std=PICTURE_STD, flip=flip, **labels)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Pictures that are not at hand, as far as a recipe states them.
+
+    Attributes:
+        data: a stand-in of their shape. stored: bytes of one, and how many training ones there are.
+        like: the data set from which their number, and that of their classes, is taken.
+    """
+
+    data: Data
+    stored: tuple[float, int]
+    like: str
+
+
+def stated(config: RunConfig) -> Stated | None:
+    """The pictures of a run whose recipe has no data.path; None where it has one, or does not state their size."""
+    asked = config.data
+    size = asked.get("size")
+    if asked["name"] != "images" or asked.get("path") is not None or size is None:
+        return None
+    high, wide = (size, size) if isinstance(size, int) else size
+    like, count, classes = _CIFAR10 if max(high, wide) == 32 else _IMAGENET
+    shape = (1 if asked.get("colour") == "grey" else 3, high, wide)
+    kept = round(min(count, asked.get("limit") or count) * (1 - asked.get("holdout", 0.1)))
+    data = stand_in(shape, asked.get("classes") or classes, flip=asked.get("flip", False))
+    return Stated(data, (math.prod(shape), kept), like)
 
 
 def work_of(config: RunConfig, data: Data) -> Work:

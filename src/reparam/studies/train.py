@@ -35,7 +35,7 @@ from ..training.engine import check_tracker
 from ..training.memory import keep_freed_memory
 from ..training.posthoc import write_snapshot
 from .confidence import with_confidence
-from .estimate import Cost, describe_training, in_words, probe_training
+from .estimate import Cost, computed, describe_training, in_words, probe_training
 from .folders import differences, folder_name, locked, refuse_foreign
 from .initial import Initial
 from .inputs import Inputs, preflight
@@ -143,7 +143,15 @@ def train(
     recipe = _small(recipe) if tiny else recipe
     recipe, start = _recipe_of(recipe, network, add_confidence, init, settings)
     own = Inputs.of(data, network)
-    plan = load_recipe(own.into(read_recipe(recipe)), settings, extra_networks=own.networks, extra_data=own.data_names)
+    plan = load_recipe(
+        read_recipe(recipe),
+        settings,
+        change=own.into,
+        extra_networks=own.networks,
+        extra_data=own.data_names,
+        derived=tiny or add_confidence is not None or init is not None,
+    )
+    plan = replace(plan, tiny=tiny)
     name, config = _one(plan, run)
     config = config if start is None else start.begun(config)
     _check_options(save_every, keep, previews)
@@ -155,16 +163,16 @@ def train(
         f"training {plan.name}: {name}, {config.train.steps} steps of {config.train.batch} samples, {engine.describe()}"
     )
     only = Recipe(plan.name, plan.description, {name: config}, plan.rank_by)
+    if estimate_only and (cost := _without_data(plan, only, own, tell)) is not None:
+        return cost if engine.first else None
     if start is not None:
         for line in (start.text(config), *start.check_data(own.data or data_of(config))):
             tell(line)
     digests = preflight(only, own, tell)
     mine = own.data or data_of(config)
     if estimate_only:
-        for line in estimate_lines(plan):
-            tell(line)
         cost = probe_training(config, engine, mine, own.factory)
-        tell(f"it would take {describe_training(cost, config, engine)}")
+        tell(f"\nit would take {describe_training(cost, config, engine)}")
         return cost if engine.first else None
     folder = Path("runs") / folder_name(plan.name) if out is None else Path(out)
     record = {"run": name, "recipe": config.to_dict(), "data": digests[json.dumps(config.data, sort_keys=True)]}
@@ -179,6 +187,16 @@ def train(
         engine.wait()
         done, found = work.done()
         return found if done else work.do()
+
+
+def _without_data(plan: Recipe, only: Recipe, own: Inputs, tell: Callable[[str], None]) -> Cost | None:
+    """Say what the recipe says of itself, and where its data are not here what it costs elsewhere; else None."""
+    for line in estimate_lines(plan):
+        tell(line)
+    if own.in_process or (elsewhere := computed(only.runs)) is None:
+        return None
+    tell("\n" + "\n".join(elsewhere.lines()))
+    return elsewhere.cost()
 
 
 def _recipe_of(
