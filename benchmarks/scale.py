@@ -17,6 +17,7 @@ import math
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -32,6 +33,8 @@ GPUS = (1, 8, 64)
 CIFAR10, IMAGENET = (50_000, 10), (1_281_167, 1000)
 #: Recipes whose data are the reader's own.
 OPEN = ("folder",)
+#: Assumptions that may be 0: seconds that something takes besides what it moves.
+FREE = ("launch", "latency")
 #: Published multiplications with addition of a forward pass at 256 pixels, in units of 10⁹ (arXiv 2511.13720, table 9).
 PUBLISHED = {"B": 25, "L": 88, "H": 182, "G": 383}
 #: Networks whose peak of memory is measured, on pictures of a side, with a batch.
@@ -208,6 +211,22 @@ def train(net: dict[str, object], side: int, batch: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
+def _amount(name: str, kind: type) -> Callable[[str], float]:
+    """What reads an assumption about the machine; only what takes time by itself may be none."""
+
+    def read(text: str) -> float:
+        value = float(kind(text))
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in FREE):
+            least = "of at least 0" if name in FREE else "above 0"
+            raise argparse.ArgumentTypeError(f"expected a finite number {least}, found {text}")
+        if name == "fraction" and value > 1:
+            raise argparse.ArgumentTypeError(f"expected a part of the peak, at most 1, found {text}")
+        return kind(text)
+
+    read.__name__ = kind.__name__  # which argparse names where this is no number at all
+    return read
+
+
 def main() -> None:
     """Print what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,7 +235,7 @@ def main() -> None:
     parser.add_argument("--train", help=argparse.SUPPRESS)
     for assumed in fields(Machine):
         if assumed.name != "name":
-            kind = type(assumed.default)
+            kind = _amount(assumed.name, type(assumed.default))
             parser.add_argument(f"--{assumed.name}", type=kind, default=assumed.default, help="%(default)g assumed")
     args = parser.parse_args()
     if args.train:
@@ -227,7 +246,7 @@ def main() -> None:
     try:
         return tables(args.recipes or [name for name in built_in() if name not in OPEN], machine)
     except ReparamError as e:
-        sys.exit(f"error: {e}")
+        parser.exit(2, f"error: {e}\n")
 
 
 if __name__ == "__main__":

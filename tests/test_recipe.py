@@ -201,3 +201,11 @@ def test_long_lists_of_names_are_told_of_where_they_can_be_had():
     assert str(unknown("thing", "?", many, "ask for them.")) == "unknown thing '?'. ask for them."
     for known, listed in ((many[:12], "ask for them."), (many, "")):
         assert str(unknown("thing", "?", known, listed)) == f"unknown thing '?'. Known: {', '.join(known)}."
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=-1", "seed=9223372036854775808", "sample.seed=-1", "data.seed=-1", "seed=[0, -2]"]
+)
+def test_seeds_that_would_be_one_are_refused(setting):
+    with pytest.raises(RecipeError, match=r"seed must lie in 0 … 2\*\*63 - 1, found"):
+        load_recipe("digits", [setting])

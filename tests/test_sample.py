@@ -18,13 +18,17 @@ from safetensors.torch import save_file
 
 import reparam as rp
 from reparam.cli import main
+from reparam.data import Data
 from reparam.data.images import load_images
-from reparam.errors import Conflict, NetworkError, ReparamError, SpecError, UnknownName
+from reparam.errors import Conflict, NetworkError, ReparamError, SpecError, UnknownName, Unsupported
 from reparam.networks.jit import JiT
 from reparam.samplers import DDIM, EDM, SDEDPMpp2M
 from reparam.studies import drawing as drawing_module
 from reparam.studies.drawing import Drawing, InPrecision, Progress, batches, in_precision, usual_batch
 from reparam.studies.official import Official, weights_of
+from reparam.studies.pool import resources
+from reparam.studies.recipe import SampleConfig
+from reparam.studies.run import draw_samples
 from reparam.studies.sample_files import Folder
 from reparam.studies.sampling import sample_run
 from reparam.training.draws import step_noise
@@ -134,6 +138,29 @@ def test_a_sample_does_not_depend_on_the_batch(method):
     assert float(whole.std()) > 0.01
     other = Drawing(denoiser, rp.samplers.named(method), times, 6, None, None, {"shape": [6]})(0, 70)
     assert float((whole - other).abs().mean()) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", {"name": "ddim", "eta": 0.7}, "heun"], ids=str)
+def test_a_study_draws_the_same_samples(sampler):
+    """Whatever it shows of their way, and with the same precision around the network."""
+    torch.manual_seed(0)
+    net, data = Telling(), Data("points", torch.randn(90, 6), torch.randn(70, 6))
+    denoiser = rp.Denoiser(net, "cosine", "x0", t_range=(0.02, 0.98), data={"shape": [6]})
+    chosen = SampleConfig(sampler=sampler, steps=5, seed=7)
+    expected = Drawing(denoiser, chosen.method(), chosen.times(denoiser), 7, None, None, {"shape": [6]})(0, 70)
+    for shown in (1, 33, 70):
+        x, way = draw_samples(denoiser, chosen, data, 70, shown=shown)
+        torch.testing.assert_close(x, expected)
+        torch.testing.assert_close(way.x, expected[:shown])
+    assert {asked[2:] for asked in net.asked} == {(False, False)}
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="it has such a device")
+def test_a_device_that_is_not_here_is_told_in_a_sentence():
+    with pytest.raises(Unsupported, match="device 'mps' cannot be used here: ") as refused:
+        resources(1, 1, "mps")
+    assert len(str(refused.value)) < 200
+    assert "backends:" not in str(refused.value)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -288,6 +315,27 @@ def test_samples_are_scored_from_where_they_lie(weights, whole, tmp_path):
     assert all(card["samples"]["to_uint8"].startswith("round(127.5 x + 127.5)") for card in cards)
 
 
+@pytest.mark.parametrize("name", ["a.ZIP", "a.Parquet", "a.NPZ"])
+def test_endings_count_in_capitals_too(weights, whole, tmp_path, name):
+    assert main(command(weights, tmp_path / name)) == 0
+    assert (tmp_path / name).is_file()
+    near(load_images(str(tmp_path / name)).pixels.numpy(), whole[0])
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.npy", "x.PNG", "x.pq", "x.jpeg", "x.safetensors"])
+def test_other_files_than_the_known_ones_are_refused(weights, tmp_path, capsys, name):
+    told = fails(capsys, *command(weights, tmp_path / name))
+    assert f"not written to {Path(name).suffix.lower()} files; expected a folder for pictures" in told
+    assert ".zip, .parquet or .npz" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["dim8-x0.5", "v1.2", "jit.final", "ema.bf16", ".hidden", "a.zip.d"])
+def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path, name):
+    place, _ = sample_run(weights, 2, out=tmp_path / "runs.of.1" / name, steps=1, device="cpu")
+    assert beside(place) == ["0000.png", "0001.png"]
+
+
 def test_parquet_row_groups_are_few_however_small_the_batches(weights, tmp_path):
     import pyarrow.parquet as pq
 
@@ -432,6 +480,10 @@ def test_nothing_is_left_where_nothing_was_drawn(tmp_path, weights, capsys):
     assert "sample 0 holds NaN or infinity" in told
     assert beside(tmp_path) == ["nan.safetensors", "nan.spec.json"]
     assert "--batch must be at least 1" in fails(capsys, *command(weights, tmp_path / "a", "--batch", "0"))
+    for seed in (-1, 2**63, 2**64 - 1):
+        told = fails(capsys, *command(weights, tmp_path / "a", "--seed", str(seed)))
+        assert f"--seed must be an integer in 0 … 2**63 − 1, found {seed}" in told
+    sample_run(weights, 1, out=tmp_path / "a", steps=1, seed=2**63 - 1, device="cpu")
 
 
 def test_a_log_is_told_how_long_it_takes(monkeypatch, capsys):
@@ -493,12 +545,30 @@ def test_official_files_run_no_code(tmp_path, monkeypatch):
     assert not Path("evil").exists()
     torch.save([1, 2], "list.pth")
     torch.save({"epoch": 3}, "none.pth")
-    Path("text.pt").write_text("hello")
-    for name, message in (("list", "holds list"), ("none", "holds epoch; expected JiT's weights"), ("x", "no file")):
-        with pytest.raises(SpecError, match=message):
+    torch.save({}, "bare.pth")
+    Path("empty.pth").touch()
+    Path("text.pth").write_text("hello")
+    Path("cut.pth").write_bytes(Path("evil.pth").read_bytes()[:200])
+    torch.save(jit(), "whole.pth")
+    torch.save({"mean": np.zeros(3)}, "array.pth", _use_new_zipfile_serialization=False)
+    for name, message in (
+        ("list", "holds list; expected weights by name"),
+        ("none", r"holds epoch \(int\); expected JiT's weights by name, and tensors alone"),
+        ("bare", "holds nothing; expected JiT's weights"),
+        ("empty", "holds nothing: it is empty"),
+        ("x", "no file"),
+        ("text", "cut short, damaged, or nothing that torch.save wrote"),
+        ("cut", "cut short, damaged, or nothing that torch.save wrote"),
+        ("evil", rf"it holds {os.mkdir.__module__}\.mkdir, which is no tensor"),
+        ("whole", r"it holds reparam\.networks\.jit\.JiT, which is no tensor"),
+        ("array", r"it holds numpy\S+, which is no tensor"),
+    ):
+        with pytest.raises(SpecError, match=message) as refused:
             weights_of(Path(f"{name}.pth"))
-    with pytest.raises(SpecError, match="cannot be read as weights alone"):
-        weights_of(Path("text.pt"))
+        told = str(refused.value)
+        assert told.isprintable(), "an escape code or a line break"
+        assert "weights_only" not in told
+        assert "trust" not in told
 
 
 def heun_as_published(net, z, y, weight, scale, steps):
@@ -583,8 +653,57 @@ def test_wrong_ways_to_name_a_model(official, weights, capsys):
     assert "--model JiT-B/16" in capsys.readouterr().err
     mapping = "{patch_size: 8, hidden: 24}"
     told = fails(capsys, "sample", "--official", file, "--model", mapping, "--guidance", "1", "--image-size", "16")
-    assert "expected JiT's official names" in told
+    assert "JiT's official names 'hidden'. Did you mean 'hidden_size'" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "side", "message"),
+    [
+        ("{patch_size: 0, hidden_size: 24}", None, "patch_size must be an integer of at least 1, found 0"),
+        ("{patch_size: foo}", 16, "patch_size must be an integer of at least 1, found 'foo'"),
+        ("{patch_size: 8, input_size: foo}", None, "input_size must be an integer of at least 1, found 'foo'"),
+        ("{patch_size: 8.0}", 16, "patch_size must be an integer of at least 1, found 8.0"),
+        ("{patch_size: true}", 16, "patch_size must be an integer of at least 1, found True"),
+        ("{patch_size: 8, num_classes: -1}", 16, "num_classes must be an integer of at least 0, found -1"),
+        ("{patch_size: 8, hidden_size: 24}", 16, "--model lacks depth, num_heads, bottleneck_dim, in_context_start"),
+        ({**TINY, "input_size": 20}, None, "input_size 20: expected a multiple of the patch of 8"),
+        ({**TINY, "input_size": 16}, 0, "--image-size 0: expected a multiple of the patch of 8"),
+        ({**TINY, "proj_drop": "x"}, 16, "dropout must be a number"),
+    ],
+)
+def test_an_impossible_configuration_is_an_error(official, capsys, given, side, message):
+    given = given if isinstance(given, str) else json.dumps(given)
+    more = [] if side is None else ["--image-size", side]
+    args = ["sample", "--official", official[0], "--model", given, "--guidance", "1", "--device", "cpu", *more]
+    assert message in fails(capsys, *args)
+
+
+def test_weights_of_another_size_are_told_in_a_line(official, tmp_path, capsys):
+    file, nets = official
+    told = fails(capsys, "sample", "--official", file, "--model", "JiT-B/16", "--device", "cpu")
+    assert (
+        "another size: hidden_size 24, depth 2, patch_size 8, input_size 16; JiT-B/16 has hidden_size 768, depth 12, "
+        "patch_size 16, input_size 256. Name the model" in told
+    )
+    assert told.count("\n") == 1
+    for name, asked, side in (
+        ("depth", 3, 16),
+        ("num_heads", 1, 16),
+        ("num_classes", 5, 16),
+        ("bottleneck_dim", 7, 16),
+        ("in_context_len", 3, 16),
+        ("input_size", 24, 24),
+    ):
+        held = {**TINY, "input_size": 16}[name]
+        with pytest.raises(NetworkError, match=f"size: {name} {held}; the configuration has {name} {asked}. Name"):
+            Official(file, TINY if name == "input_size" else {**TINY, name: asked}, side).denoiser()
     with pytest.raises(NetworkError, match="not those of a JiT of this configuration"):
-        Official(file, {**TINY, "depth": 3}, 16).denoiser()
-    with pytest.raises(NetworkError, match="pos_embed"):
-        Official(file, TINY, 24).denoiser()
+        Official(_without(nets["model"], "final_layer.linear.bias", tmp_path), TINY, 16).denoiser()
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(NetworkError, match="holds a, b … and no pos_embed; expected the weights of a JiT"):
+        Official(tmp_path / "other.safetensors", TINY, 16).denoiser()
+
+
+def _without(net, name, folder):
+    save_file({key: value for key, value in net.state_dict().items() if key != name}, folder / "less.safetensors")
+    return folder / "less.safetensors"

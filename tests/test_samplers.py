@@ -893,6 +893,12 @@ def test_elementwise_coefficients_too_many_for_the_device_stay_on_the_host(monke
     torch.testing.assert_close(rp.sample(denoiser, x, sampler="ddim", steps=10), kept, rtol=1e-13, atol=1e-13)
 
 
+def test_levels_of_plain_numbers_are_not_made_again():
+    """A tenth of a step's time on the host, for small networks."""
+    path = levels(rp.schedules.Cosine(), [0.9, 0.5, 0.0])
+    assert all(a is b for a, b in zip(moved(path, torch.device("meta")), path, strict=True))
+
+
 @pytest.mark.parametrize("time", ["t", "log_snr"])
 @pytest.mark.parametrize(
     ("target", "input"), [("x0", "none"), ("eps", "unit_variance"), ("velocity", "none"), ("edm", "edm")]

@@ -51,6 +51,8 @@ def levels(schedule: Schedule, times: Sequence[float], slopes: bool = True) -> l
 
 def moved(path: Sequence[Level], device: torch.device) -> list[Level]:
     """The path with elementwise coefficients on the device where the steps are taken."""
+    if not any(isinstance(c, Tensor) for c in path[0]):
+        return list(path)
     return [Level(*(resident(c, device, len(path)) for c in at)) for at in path]  # type: ignore[arg-type]
 
 

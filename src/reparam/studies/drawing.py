@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,10 @@ from tqdm import tqdm
 from ..data.base import as_bytes
 from ..denoiser import Denoiser
 from ..errors import ReparamError, Unsupported, unknown
-from ..samplers import Sampler, sample
-from ..training.draws import step_noise, unit_noise
+from ..samplers import Sampler
 from .estimate import in_words
-from .run import begun
 from .sample_files import Place
+from .walk import tf32, walked
 
 #: Numbers that a batch has by default, on a processor and on an accelerator; samples that it has at most.
 _NUMBERS, _NUMBERS_ACCELERATED, _MOST = 2**21, 2**24, 1024
@@ -67,23 +65,11 @@ class Drawing:
     def __call__(self, start: int, stop: int) -> Tensor:
         """The samples start … stop − 1 in the units of the data, on the CPU; pictures as bytes.
 
-        What each is does not depend on the batch but for rounding: all its noise is a function of seed and number.
-
         Raises:
             ReparamError: if one is not finite.
         """
-        device = next(self.denoiser.parameters()).device
-        noise = unit_noise(self.seed, start, stop, self.shape)
-        clean = None if self.clean is None else self.clean[start:stop]
-        with tf32(False):
-            x = sample(
-                self.denoiser,
-                **begun(noise, clean, self.denoiser, self.times[0]),
-                sampler=self.method,
-                times=self.times,
-                cond={} if self.y is None else {"y": self.y[start:stop].to(device)},
-                noises=self._noises(start, stop, device),
-            )
+        numbers = (start, stop)
+        x = walked(self.denoiser, self.method, self.times, self.seed, numbers, self.shape, y=self.y, clean=self.clean)
         assert isinstance(x, Tensor)
         finite = x.isfinite().flatten(1).all(1)
         if not bool(finite.all()):
@@ -94,26 +80,10 @@ class Drawing:
             )
         return self._in_original_units(x.cpu())
 
-    def _noises(self, start: int, stop: int, device: torch.device) -> Iterator[Tensor]:
-        return (step_noise(self.seed, step, start, stop, self.shape, device) for step in itertools.count())
-
     def _in_original_units(self, x: Tensor) -> Tensor:
         scale = self.data.get("normalised_by", {"mean": 0.0, "std": 1.0})
         found = x * scale["std"] + scale["mean"]
         return as_bytes(found) if self.data.get("pictures") else found
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, products and convolutions of float32 may or may not use TF32, whose rounding is a thousand times as much
-    and differs with the batch."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def in_precision(denoiser: Denoiser, precision: str, compiled: bool = False) -> Denoiser:

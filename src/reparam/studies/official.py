@@ -12,6 +12,8 @@ References:
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..errors import Conflict, ReparamError, SpecError, unknown
+from ..errors import Conflict, NetworkError, ReparamError, SpecError, unknown
 from ..files import read_tensors
 from ..networks.jit import SIZES, JiT
 from ..schedules import RectifiedFlow
@@ -35,6 +37,23 @@ _GUIDANCE = {"JiT-B/16": 2.9, "JiT-B/32": 2.9, "JiT-H/16": 2.2}
 #: The time t where guidance is applied.
 _INTERVAL = [0.0, 0.9]
 _HELD = {"1": "model_ema1", "2": "model_ema2", "none": "model"}
+#: The official names of a configuration, all of integers, and the least of each.
+_LEAST = {
+    "input_size": 1,
+    "patch_size": 1,
+    "in_channels": 1,
+    "hidden_size": 4,
+    "depth": 1,
+    "num_heads": 1,
+    "num_classes": 0,
+    "bottleneck_dim": 0,
+    "in_context_len": 0,
+    "in_context_start": 0,
+}
+#: Those that need not be given; so need not proj_drop, a number.
+_OPTIONAL = ("input_size", "in_channels")
+#: So many differences are told.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -60,18 +79,18 @@ class Official:
 
         Raises:
             UnknownName: if there is no model of this name.
-            ReparamError: if the configuration is incomplete, or the size is no whole number of patches.
+            ReparamError: if the configuration is incomplete or impossible, or the size is no whole number of patches.
         """
         if isinstance(self.model, Mapping):
             config = {"num_classes": _CLASSES, "in_context_len": _IN_CONTEXT, **self.model}
-            if "patch_size" not in config:
-                raise ReparamError(f"--model {dict(self.model)}: expected patch_size among JiT's official names.")
+            _check_names(config)
         else:
             config = self._published(self.model)
         patch = config["patch_size"]
-        side = self.image_size or config.get("input_size") or 16 * patch
+        side = config.get("input_size", 16 * patch) if self.image_size is None else self.image_size
         if side < patch or side % patch:
-            raise ReparamError(f"--image-size {side}: expected a multiple of the patch of {patch} pixels.")
+            named = "input_size" if self.image_size is None else "--image-size"
+            raise ReparamError(f"{named} {side}: expected a multiple of the patch of {patch} pixels.")
         return {**config, "input_size": side}
 
     def _published(self, model: str) -> dict[str, Any]:
@@ -122,10 +141,9 @@ class Official:
         """
         config = self.config()
         side, classes = config["input_size"], config["num_classes"]
-        try:
-            net = JiT.from_official(weights_of(Path(self.file), self.ema), **config)
-        except TypeError as e:
-            raise ReparamError(f"--model {config}: expected JiT's official names ({e}).") from e
+        weights = weights_of(Path(self.file), self.ema)
+        self._check_size(weights, config)
+        net = JiT.from_official(weights, **config)
         data = {
             "shape": [net.channels, side, side],
             "pictures": True,
@@ -133,6 +151,60 @@ class Official:
             "classes": [str(k) for k in range(classes)],
         }
         return Denoiser(net, RectifiedFlow(noise_scale=side / 256), "x0", time="1-t", data=data)
+
+    def _check_size(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Refuse weights that are of another size, in a line."""
+        found = _size(weights)
+        if not found:
+            named = ", ".join(list(weights)[:3])
+            raise NetworkError(f"{self.file} holds {named} … and no pos_embed; expected the weights of a JiT.")
+        other = [name for name, value in found.items() if value != config.get(name, value)][:_FEW]
+        if other:
+            has = ", ".join(f"{name} {found[name]}" for name in other)
+            asked = ", ".join(f"{name} {config[name]}" for name in other)
+            model = self.model if isinstance(self.model, str) else "the configuration"
+            raise NetworkError(
+                f"{self.file} holds weights of another size: {has}; {model} has {asked}. Name the model that they are "
+                "of (--model, --image-size)."
+            )
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that lacks a name, has an unknown one, or a value that is none of its kind."""
+    for name, value in config.items():
+        if name not in _LEAST and name != "proj_drop":
+            raise unknown("name in --model, which takes JiT's official names", name, [*_LEAST, "proj_drop"])
+        least = _LEAST.get(name)
+        if least is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ReparamError(f"--model: {name} must be an integer of at least {least}, found {value!r}.")
+    if missing := [name for name in _LEAST if name not in config and name not in _OPTIONAL]:
+        raise ReparamError(
+            f"--model lacks {', '.join(missing)}: expected JiT's official names, all that have no default."
+        )
+
+
+def _size(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """What weights say of their network's size, under its official names; nothing if they are of no JiT."""
+
+    def shape(ending: str, dimensions: int) -> list[int]:
+        """That of the tensor whose name ends so; empty if there is none."""
+        held = (v.shape for k, v in weights.items() if f".{k}".endswith(f".{ending}") and v.ndim == dimensions)
+        return list(next(held, ()))
+
+    if not (positions := shape("pos_embed", 3)):
+        return {}
+    found = {"hidden_size": positions[2]}
+    if blocks := [int(m[1]) for name in weights if (m := re.search(r"\bblocks\.(\d+)\.", name))]:
+        found["depth"] = max(blocks) + 1
+    if first := shape("x_embedder.proj1.weight", 4):
+        found |= {"patch_size": first[2], "input_size": first[2] * math.isqrt(positions[1]), "bottleneck_dim": first[0]}
+    if norm := shape("blocks.0.attn.q_norm.weight", 1):
+        found["num_heads"] = positions[2] // norm[0]
+    if labels := shape("y_embedder.embedding_table.weight", 2):
+        found["num_classes"] = labels[0] - 1
+    if context := shape("in_context_posemb", 3):
+        found["in_context_len"] = context[1]
+    return found
 
 
 def weights_of(file: Path, ema: str | None = None) -> dict[str, Tensor]:
@@ -156,7 +228,10 @@ def weights_of(file: Path, ema: str | None = None) -> dict[str, Tensor]:
             raise SpecError(f"{file} holds {', '.join(present)}, and no {name}; choose by --ema 1, 2 or none.")
         chosen = held[name]
     if not chosen or not all(isinstance(value, Tensor) for value in chosen.values()):
-        raise SpecError(f"{file} holds {', '.join(map(str, list(held)[:6]))}; expected JiT's weights by name.")
+        others = [f"{name} ({_kind(value)})" for name, value in chosen.items() if not isinstance(value, Tensor)]
+        raise SpecError(
+            f"{file} holds {', '.join(others[:6]) or 'nothing'}; expected JiT's weights by name, and tensors alone."
+        )
     return {name: value.float() if value.is_floating_point() else value for name, value in chosen.items()}
 
 
@@ -174,14 +249,32 @@ def _unpickled(file: Path) -> dict[str, Any]:
     """What torch.save wrote, tensors and plain data only; checkpoints hold the options they were trained with, too."""
     if not file.is_file():
         raise SpecError(f"no file {file}; expected official weights, .safetensors, .pth or .pt.")
+    if not file.stat().st_size:
+        raise SpecError(f"{file} holds nothing: it is empty. Expected what torch.save writes of tensors by name.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
+    except OSError as e:
+        raise SpecError(f"{file} cannot be read: {e.strerror or e}.") from e
     except Exception as e:  # whatever unpickling does with what it refuses or cannot read
         raise SpecError(
-            f"{file} cannot be read as weights alone: {str(e).splitlines()[0]} Expected what torch.save writes of "
-            "tensors by name; nothing else in it is run."
+            f"{file} cannot be read as weights alone: {_refused(str(e))}. Expected what torch.save writes of tensors "
+            "by name, such as a network's state_dict()."
         ) from e
     if not isinstance(found, dict):
-        raise SpecError(f"{file} holds {type(found).__name__}; expected weights by name.")
+        raise SpecError(f"{file} holds {_kind(found)}; expected weights by name.")
     return found
+
+
+def _refused(message: str) -> str:
+    """What a file holds that is not unpickled, as torch's message tells."""
+    if "TorchScript" in message:
+        return "it holds a TorchScript program, which is not run"
+    if named := re.search(r"\b(?:GLOBAL|global|class|type)\W+([A-Za-z_]\w*(?:\.\w+)+)", message):
+        return f"it holds {named[1]}, which is no tensor, and making one could run code of the file's; nothing was run"
+    return "it is cut short, damaged, or nothing that torch.save wrote"
+
+
+def _kind(value: Any) -> str:
+    """What something is, in a word."""
+    return type(value).__name__

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def resources(runs: int, jobs: int | None = None, device: str | None = None) -> 
     try:
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
-        raise Unsupported(f"device {kind!r} cannot be used here: {str(e).splitlines()[0]}") from e
+        reason = re.split(r"(?<=[.!?])\s", str(e).strip())[0].splitlines()[0]  # lists of all backends may follow
+        raise Unsupported(f"device {kind!r} cannot be used here: {reason}") from e
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = torch.cuda.device_count() if kind == "cuda" else 1
     natural = cores if kind == "cpu" else count

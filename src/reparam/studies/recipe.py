@@ -715,6 +715,7 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
             f"loss_space ({config.loss_space}) and weighting ({config.weighting}) are both given; a loss space "
             "is itself a weighting. Remove one of the two."
         )
+    _check_seeds(config)
     _check_part("data", config.data, DATA, extra_data)
     if config.data.get("holdout") == 0:
         raise RecipeError("data.holdout is 0, and a run is scored and validated on held-out data; give 0.1 or so.")
@@ -758,6 +759,17 @@ def _run(raw: dict[str, Any], extra_networks: tuple[str, ...], extra_data: tuple
             "--set sample.sampler=ddim."
         )
     return config
+
+
+def _check_seeds(config: RunConfig) -> None:
+    """Seeds that differ draw different noise; beyond these limits some would not."""
+    for key, seed in (
+        ("seed", config.seed),
+        ("sample.seed", config.sample.seed),
+        ("data.seed", config.data.get("seed")),
+    ):
+        if isinstance(seed, int) and not 0 <= seed < 2**63:
+            raise RecipeError(f"{key} must lie in 0 … 2**63 - 1, found {seed}.")
 
 
 def _check_supervision(config: RunConfig) -> None:

@@ -43,15 +43,15 @@ from ..metrics.table import scored as scores_of
 from ..networks import described, made_by, network
 from ..objective import Objective
 from ..report.views import View, view_of
-from ..samplers import THRESHOLDS, Trajectory, sample
+from ..samplers import THRESHOLDS, Trajectory
 from ..samplers.profile import ErrorProfile, measure
 from ..schedules import Elementwise, Schedule, like
 from ..spec import code_in, load, save
 from ..training import Diverged, Engine, Trainer, Validation
-from ..training.draws import unit_noise
 from ..training.loop import Exact
 from .figure import spreads, states_variances, write_arrays, write_figure
 from .recipe import RunConfig, SampleConfig
+from .walk import walked
 
 RESULT, RESUME = "result.json", "resume.safetensors"
 #: Of how many samples the way from noise to data is kept: points, and pictures at most.
@@ -510,26 +510,17 @@ def draw_samples(
 ) -> tuple[Tensor, Trajectory]:
     """``n`` samples as the data are stored, and the whole way of the first ``shown``.
 
-    What a sample starts from depends on the seed and its number alone. ``y``: its label, shape [n].
+    They are those that :func:`.sampling.sample_run` draws of the same seed and labels. ``y``: their labels, shape [n].
 
     Raises:
         Diverged: if a sample is not finite.
     """
-    device = next(denoiser.parameters()).device
     denoiser = as_sampled(denoiser, config)
-    options: dict[str, Any] = {
-        "sampler": config.method(),
-        "times": config.times(denoiser),
-        "generator": torch.Generator(device).manual_seed(mix(config.seed, 0x5A4)),
-    }
+    method, times, clean = config.method(), config.times(denoiser), starts(config, data, n)
 
-    clean = starts(config, data, n)
-
-    def drawn(start: int, stop: int, **more: Any) -> Any:
-        noise = unit_noise(config.seed, start, stop, data.shape)
-        more |= begun(noise, None if clean is None else clean[start:stop], denoiser, options["times"][0])
-        more |= {"cond": {} if y is None else {"y": y[start:stop].to(device)}}
-        found = sample(denoiser, **options, **more)
+    def drawn(start: int, stop: int, trajectory: bool = False) -> Any:
+        numbers, seed = (start, stop), config.seed
+        found = walked(denoiser, method, times, seed, numbers, data.shape, y=y, clean=clean, trajectory=trajectory)
         x = found.x if isinstance(found, Trajectory) else found
         if not bool(x.isfinite().all()):
             raise Diverged("sampling produced numbers that are not finite")
@@ -551,14 +542,6 @@ def starts(config: SampleConfig, data: Data, n: int) -> Tensor | None:
     source = data.mixture if data.curve is None else data.curve
     assert source is not None
     return source.draw(n, [data.seed, config.seed, 0x57A])
-
-
-def begun(noise: Tensor, clean: Tensor | None, denoiser: Denoiser, first: float) -> dict[str, Any]:
-    """What :func:`reparam.sample` begins from: unit noise, or clean data with the noise of the first time."""
-    device = next(denoiser.parameters()).device
-    if clean is None:
-        return {"shape_or_noise": noise.to(device)}
-    return {"start": denoiser.schedule.add_noise(clean, noise, first).to(device)}
 
 
 def labels_like(data: Data, n: int) -> Tensor:

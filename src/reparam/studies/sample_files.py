@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -329,7 +330,12 @@ class Npz(Place):
                     np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
-PLACES: dict[str, type[Place]] = {"": Folder, ".zip": Zip, ".parquet": Parquet, ".npz": Npz}
+PLACES: dict[str, type[Place]] = {".zip": Zip, ".parquet": Parquet, ".npz": Npz}
+#: Endings of files that are none of these. A folder's name may end otherwise in a dot and more, as in dim8-x0.5.
+_OTHER_FILES = re.compile(
+    r"\.(npy|pq|parq|arrow|feather|csv|tsv|json|jsonl|txt|md|html|pdf|ya?ml|tar|tgz|gz|bz2|xz|zst|7z|rar|png|jpe?g|webp|"
+    r"gif|bmp|tiff?|avif|svg|mp4|mat|h5|hdf5|pkl|pickle|pt|pth|ckpt|safetensors|bin|tfrecords?|lmdb|db|sqlite|zarr)"
+)
 
 
 def kind_of_place(target: Path, pictures: bool) -> type[Place]:
@@ -339,16 +345,22 @@ def kind_of_place(target: Path, pictures: bool) -> type[Place]:
         ReparamError: if they cannot lie there.
         DataError: if what writes them is not installed.
     """
-    if not pictures and target.suffix != ".npz":
+    ending = target.suffix.lower()
+    if not pictures and ending != ".npz":
         raise ReparamError(f"--out {target}: expected a file that ends in .npz.")
-    if target.suffix == ".parquet":
+    if _OTHER_FILES.fullmatch(ending):
+        raise ReparamError(
+            f"--out {target}: samples are not written to {ending} files; expected a folder for pictures, or a name "
+            "that ends in .zip, .parquet or .npz."
+        )
+    if ending == ".parquet":
         try:
             import pyarrow  # noqa: F401
         except ImportError as e:
             raise DataError(
                 "Parquet files are written by pyarrow, which is not installed: pip install 'reparam[images]'."
             ) from e
-    return PLACES.get(target.suffix, Folder)
+    return PLACES.get(ending, Folder)
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ def sample_run(
     for name, count in (("n", n), ("steps", steps), ("batch", batch)):
         if count is not None and count < 1:
             raise ReparamError(f"--{name} must be at least 1, found {count}.")
+    if not 0 <= seed < 2**63:  # beyond, seeds draw one another's noise
+        raise ReparamError(f"--seed must be an integer in 0 … 2**63 − 1, found {seed}.")
     model = _model(where, spec, guidance)
     engine = _engine(device)
     denoiser = in_precision(model.denoiser.to(engine.device), precision, compile)

@@ -4,8 +4,8 @@ Counting runs the network's own forward and backward pass on tensors that have a
 of any size is counted on any machine. With P parameters, k averages, B samples a step on n GPUs and b = B/n:
 
     memory    (16 + 4k) P + kept_fixed + kept·b/accumulate, and the data where they fit
-    device    (forward + backward)·b/(fraction·peak) + (moved_fixed + moved·b)/bandwidth
-    compute   max(device, operations·launch): small networks wait for the host
+    device    (forward + backward)·b/(fraction·peak) + (moved_fixed·accumulate + moved·b)/bandwidth
+    compute   max(device, operations·accumulate·launch): small networks wait for the host
     reduce    2 (n − 1)/n · 4P/link + 2 (n − 1)·latency: a ring (0 for n = 1)
     update    (40 + 12k) P/bandwidth: clipping, AdamW, averages
     step      compute − backward part + max(backward part, reduce) + update, and no less than reading takes
