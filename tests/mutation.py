@@ -384,6 +384,8 @@ def _pytest(root: Path, copy: Path, tests: Sequence[str]) -> None:
             os.dup2(output.fileno(), stream)
     os.chdir(root)
     sys.path.insert(0, str(copy / "src"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "reparam"]:
+        del sys.modules[name]  # of the process it is a copy of, where that was begun by somebody else
     sys.dont_write_bytecode = True  # a mutant as old and as long as the original would be taken for it
     os.environ.update(PYTHONPATH=str(copy / "src"), HYPOTHESIS_STORAGE_DIRECTORY=str(copy / "hypothesis"))
     import pytest
