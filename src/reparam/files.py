@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -50,6 +51,15 @@ def remove_unfinished(folder: Path) -> None:
         for stale in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 stale.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read a part at a time."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**24):
+            found.update(part)
+    return found.hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:

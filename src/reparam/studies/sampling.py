@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..confidence import prediction
 from ..denoiser import Denoiser
 from ..errors import Conflict, OutputError, ReparamError, SpecError, unknown
+from ..files import sha256_of
 from ..networks import own_network
 from ..spec import Spec, code_in, load, read_spec, stated, weights_file
 from ..training.engine import Accelerated, Engine
@@ -53,7 +53,7 @@ class _Model:
         """What a card says of it, and of how samples are drawn."""
         if self.official is not None:
             sampling = {key: value for key, value in asdict(chosen).items() if key in _SAMPLING}
-            return {"model": {**self.official.record(), "weights": _digest(self.weights)}, "sampling": sampling}
+            return {"model": {**self.official.record(), "weights": sha256_of(self.weights)}, "sampling": sampling}
         told = made_by_run(replace(self.config, sample=chosen), self.weights) if self.config else {}
         return _made(self.denoiser, told)
 
@@ -229,7 +229,7 @@ class _Work:
         }
         denoiser = self.model.denoiser
         return {
-            "weights": _digest(self.model.weights)[:16],
+            "weights": sha256_of(self.model.weights)[:16],
             "n": self.place.n,
             "label": label,
             "precision": self.precision,
@@ -277,15 +277,6 @@ def _drawing(denoiser: Denoiser, config: RunConfig | None, chosen: SampleConfig,
     clean = starts(chosen, data_of(config), n) if config is not None and chosen.start == "data" else None
     seen = as_sampled(denoiser, chosen)
     return Drawing(seen, chosen.method(), chosen.times(seen), chosen.seed, y, clean, denoiser.data or {})
-
-
-def _digest(file: Path) -> str:
-    """SHA-256 of a file, read piece by piece."""
-    found = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(2**24):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def _chosen(recipe: SampleConfig, asked: dict[str, Any]) -> SampleConfig:

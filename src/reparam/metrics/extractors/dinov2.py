@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import DataError
+from ...files import sha256_of
 from .base import Trained
 from .resizing import pillow, resized_as_bytes
-from .weights import given, nothing_given, sha256_of
+from .weights import given, nothing_given
 
 VARIABLE = "REPARAM_DINOV2"
 _SIDE, _PATCH = 224, 14

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -31,12 +30,3 @@ def nothing_given(extractor: str, what: str, variable: str) -> DataError:
         f"extractor {extractor} needs {what}, and none was given. Give its path (--set extractor.path=PATH), or set "
         f"{variable}=PATH in the environment, or have it downloaded (--set extractor.download=true)."
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read a part at a time."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**24):
-            found.update(part)
-    return found.hexdigest()
