@@ -13,15 +13,45 @@ from .recipe import built_in, read_recipe
 _BEGIN, _END = "<!-- all recipes: written by python -m reparam.studies.catalogue -->", "<!-- end of all recipes -->"
 
 
+#: The parts of the table, by how the names in them begin; what begins otherwise is in the first.
+_FIRST = "Small ones, and starts"
+_PARTS = {
+    "cifar10-unet": "The task on CIFAR-10",
+    "cifar10-parameterization": "The task on CIFAR-10",
+    "imagenet": "JiT on ImageNet",
+    "jit-ablation": "JiT's ablations",
+}
+
+
 def table() -> str:
-    """All built-in recipes in Markdown: what each compares, what it takes, what it should come to, and the source."""
-    lines = ["| recipe | what | hardware | expected | source | `--tiny` |", "|---|---|---|---|---|---|"]
+    """All built-in recipes in Markdown, in parts: what each compares, what it takes and what it should come to."""
+    parts: dict[str, list[str]] = {title: [] for title in (_FIRST, *_PARTS.values())}
     for name in built_in():
-        raw = read_recipe(name)
-        about = About.of(raw.get("about") or {})
-        cells = [f"`{name}`", str(raw.get("description", "")), about.hardware, about.expected, about.source]
-        cells.append("yes" if _has_tiny(name) else "")
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        title = next((title for start, title in _PARTS.items() if name.startswith(start)), _FIRST)
+        parts[title].append(name)
+    return "\n\n".join(_part(title, names) for title, names in parts.items())
+
+
+def _part(title: str, names: list[str]) -> str:
+    """A part of the table, with a line above of what all of its recipes have in common."""
+    raws = {name: read_recipe(name) for name in names}
+    abouts = {name: About.of(raw.get("about") or {}) for name, raw in raws.items()}
+    sources, hardware = ({getattr(about, key) for about in abouts.values()} for key in ("source", "hardware"))
+    same = [
+        f"{key}: {next(iter(all_of))}"
+        for key, all_of in (("Source", sources), ("Hardware", hardware))
+        if len(all_of) == 1
+    ]
+    small = [name for name in names if _has_tiny(name)]
+    same += ["all have `--tiny`"] if small == names else []
+    kept = [key for key, all_of in (("hardware", hardware), ("source", sources)) if len(all_of) > 1]
+    columns = ["recipe", "what", "expected", *kept]
+    lines = [f"**{title}**" + (f" ({'; '.join(same)})" if same else ""), ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for name, about in abouts.items():
+        tiny = "" if name not in small or small == names else ", `--tiny`"
+        cells = [f"`{name}`{tiny}", str(raws[name].get("description", "")), about.expected]
+        lines.append("| " + " | ".join(map(_cell, [*cells, *(getattr(about, key) for key in kept)])) + " |")
     return "\n".join(lines)
 
 
