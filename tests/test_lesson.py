@@ -112,10 +112,18 @@ def test_what_the_text_says_of_the_figures_holds(data):
     digits, spiral = data["dynamics"]["digits"], data["dynamics"]["spiral"]
     narrow = {name: [run["frechet"][0] for run in by.values()] for name, by in digits["narrow"]["targets"].items()}
     assert max(narrow["x0"]) < min(v for name, values in narrow.items() if name != "x0" for v in values)
-    wide, floor = digits["targets"], digits["floor"]
-    assert all(wide[name]["frechet"][0] < 1.5 * floor["frechet"] for name in ("x0", "v", "velocity"))
-    assert wide["x0"]["nearest"] < floor["nearest"]
-    assert wide["x0"]["frechet"][0] < floor["frechet"]
+    wide, good = digits["targets"], ("x0", "v", "velocity")
+    for name in ("v", "velocity"):
+        assert 1.3 * wide["x0"]["frechet"][0] < wide[name]["frechet"][0] < 0.1 * min(narrow[name])
+    assert wide["x0"]["nearest"] < digits["floor"]["nearest"]
+    # By loss the narrow network's score moves less than from x0 to the target next to it.
+    assert all(max(values) < 2 * min(values) for values in narrow.values())
+    assert min(min(narrow[name]) for name in ("v", "velocity")) > 3 * max(narrow["x0"])
+    short = {run["steps"][-1] for by_loss in digits["narrow"]["targets"].values() for run in by_loss.values()}
+    assert ({run["steps"][-1] for run in wide.values()}, short) == ({2500}, {1500})
+    for name in good:
+        at = wide[name]["steps"].index(1500)
+        assert wide[name]["error"][at] == pytest.approx(wide[name]["error"][-1], rel=0.1)
     low, top = digits["levels"].index(0.1), len(digits["levels"]) - 1
     ends = {name: run["error"][-1] for name, run in wide.items()}
     assert ends["x0"][low] > max(ends[name][low] for name in ("eps", "v", "velocity"))
@@ -124,6 +132,10 @@ def test_what_the_text_says_of_the_figures_holds(data):
     assert all(run["error"][-1] < 1.03 * least for run in spiral["runs"]["2"].values())
     assert min(spiral["runs"]["2"], key=lambda name: spiral["runs"]["2"][name]["manifold_distance"]) == "x0"
     off = {name: run["off_manifold"] for name, run in spiral["runs"]["512"].items()}
+    assert {run["steps"][-1] for row in spiral["runs"].values() for run in row.values()} == {1200}
+    middle = {name: run["manifold_distance"] for name, run in spiral["runs"]["32"].items()}
+    assert spiral["width"] == 8 * 32
+    assert middle["x0"] < spiral["blind"] / 3 < spiral["blind"] < min(middle["velocity"], middle["eps"])
     assert 100 * off["x0"] < off["velocity"]
     assert 10 * off["velocity"] < off["eps"]
     away = {name: run["away"][0] for name, run in data["sampling"]["runs"].items()}
@@ -131,6 +143,39 @@ def test_what_the_text_says_of_the_figures_holds(data):
     for level in data["confidence"]["reliability"]:
         assert 0.8 < level["z2"] < 1.25
         assert 0 < level["beyond_position"] < 0.75 * level["correlation"]
+
+
+def test_what_errors_of_v_and_velocity_count_is_as_the_text_says(page):
+    """On DDPM's table by differences from step to step; σ/|Δ| of v is 1 on every schedule with α² + σ² = 1."""
+    kept = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])
+    alpha, sigma = np.sqrt(kept), np.sqrt(1 - kept)
+    slopes = [float(np.polyval(np.polyder(np.polyfit(np.arange(-5, 1) / 1000, v[-6:], 3)), 0)) for v in (alpha, sigma)]
+    last = sigma[-1] / abs(alpha[-1] * slopes[1] - sigma[-1] * slopes[0])
+    said = re.search(r"an error of velocity counts up to ([\d.]+) times in x₀", page)
+    assert float(said[1]) == pytest.approx(last, rel=0.01)
+    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    for name in ("rectified_flow", "cosine"):
+        for target in ("v", "velocity"):
+            assert float(rp.target(target).amplification(t, rp.schedule(name)).x0.max()) < 1.21
+
+
+def test_what_a_perfect_model_would_score_is_simulated(data):
+    """Normal draws with the mean and covariance of all scans: 1,348 as trained on, against 2,048 or 449."""
+    scans = torch.from_numpy(pytest.importorskip("sklearn.datasets").load_digits().data) / 8 - 1
+    spread, axes = torch.linalg.eigh(torch.cov(scans.T))
+    root, random = axes * spread.clamp(min=0).sqrt(), torch.Generator().manual_seed(0)
+
+    def moments(count):
+        draws = torch.randn(count, 64, generator=random, dtype=torch.float64)
+        found = rp.metrics.moments(scans.mean(0) + draws @ root.T)
+        return found.mean, found.cov
+
+    def score(count):
+        return np.mean([rp.metrics.frechet_distance(*moments(count), *moments(1348)) for _ in range(10)])
+
+    assert score(2048) == pytest.approx(float(build.PERFECT_FRECHET), abs=0.02)
+    floor = data["dynamics"]["digits"]["floor"]
+    assert score(floor["scans"]) == pytest.approx(floor["frechet"], rel=0.1)
 
 
 def test_the_quiz_has_twelve_questions_each_with_one_right_answer():
@@ -141,6 +186,19 @@ def test_the_quiz_has_twelve_questions_each_with_one_right_answer():
         assert 3 <= len(entry["options"]) <= 4
         assert len({option["text"] for option in entry["options"]}) == len(entry["options"])
         assert all(len(option["why"]) > 20 for option in entry["options"])
+
+
+def test_the_published_figures_of_the_text_agree_with_each_other(page, data):
+    """A skip does harm; and by what shares ε is ahead in the short comparison that section 7 states."""
+    published = {entry["id"]: entry["numbers"] for entry in data["results"]["published"]}
+    skip = published["jit-skip"]
+    assert skip["x0"] == published["jit-256"]["velocity"][0] < min(skip["edm"], skip["linear"])
+    assert "FID of 8.62 predicting x₀, 35.49 with EDM's preconditioning,\nand 46.25 with a linear skip" in page
+    stated = re.search(r"ε is ahead at three sizes: (.*?) against (.*?) for v and (.*?) for x₀", page).groups()
+    eps, *others = ([float(v) for v in re.findall(r"\d+\.\d+", words)] for words in stated)
+    ahead = [100 * (1 - ours / theirs) for other in others for ours, theirs in zip(eps, other, strict=True)]
+    low, high = re.search(r"ε was ahead, by (\d+) to (\d+) %", (LESSON / "quiz.json").read_text("utf-8")).groups()
+    assert (round(min(ahead)), round(max(ahead))) == (int(low), int(high))
 
 
 def luminance(colour):
@@ -178,12 +236,15 @@ def test_the_command_writes_the_page_or_says_why_not(tmp_path, data, capsys):
 def test_what_cannot_be_filled_in_is_an_error(data):
     with pytest.raises(build.LessonError, match=r"no made:nothing"):
         build.filled("{{made:nothing}}", {}, data)
+    assert build.filled("{{a:b}} {{a:c}} {{a:d}}", {}, {"a": {"b": 1.6e-15, "c": 0.0, "d": 2500}}) == "1.6e−15 0 2,500"
     with pytest.raises(build.LessonError, match="no number"):
         build.filled("{{made:command}}", {}, data)
     with pytest.raises(build.LessonError, match="no figure"):
         build.filled("{{nothing}}", {}, data)
     with pytest.raises(build.LessonError, match="cannot be read|not known"):
         build.formula(r"\nosuchcommand{x}")
+    with pytest.raises(build.LessonError, match="cannot stand in a formula"):
+        build.formula("t = {{made:t}}")
     option = {"text": "a", "why": "b"}
     with pytest.raises(build.LessonError, match="three or four"):
         build.quiz([{"question": "?", "right": 0, "options": [option, option]}])
@@ -295,7 +356,7 @@ def asked():
         "levels": [-9.0, -2.0, 0.0, 1.5, 8.0],
         "a": x0.tolist(),
         "b": eps.tolist(),
-        "numbers": [0.0, 1.0, 9.996, 0.0996, 123.4, 99999.0, 0.00012, -0.5, 1e9, 12.34],
+        "numbers": [0.0, 1.0, 9.996, 0.0996, 123.4, 99999.0, 0.00072, -0.5, 1e9, 12.34],
         "paths": [[frame, [1, 3, 10, 30, 100], [0.02, 1, None, 500, 0]]],
     }
 
@@ -330,7 +391,7 @@ def test_the_pages_mathematics_is_the_librarys(tmp_path, page):
     np.testing.assert_allclose(seen["statistics"], [np.sqrt((a**2).mean()), np.corrcoef(a, b)[0, 1], 0], rtol=1e-12)
     assert seen["levels"] == [figures.grey(v, -1, 1) for v in ask["a"]]
     assert seen["numbers"] == [figures.number(v) for v in ask["numbers"]]
-    assert seen["numbers"][:6] == ["0", "1.00", "10.0", "0.100", "123", "99,999"]
+    assert seen["numbers"][:7] == ["0", "1.00", "10.0", "0.100", "123", "99,999", "7.2e−4"]
     assert seen["paths"] == [figures.line_path(*path) for path in ask["paths"]]
     assert seen["said"] == ""
     check_first_state(page, seen)
@@ -444,18 +505,30 @@ async function drive() {
     const out = (name) => d.querySelector(`[data-out="${name}"]`).textContent;
     got.ends = ["noise-score", "convert-x0", "convert-words", "noise-mix"].map(out);
     got.overflow = d.documentElement.scrollWidth - d.documentElement.clientWidth;
+    got.cut = [...d.querySelectorAll(".formula")].filter((e) => e.scrollHeight > e.clientHeight).length;
     frame.remove();
   }
 }
 function quiz(w, d) {
-  const got = {answers: [], score: []}, score = () => d.querySelector('[data-out="score"]').textContent;
+  const got = {answers: [], score: [], unchecked: [], silent: []};
+  const score = () => d.querySelector('[data-out="score"]').textContent;
   d.querySelectorAll(".question").forEach((q, n) => {
     const inputs = [...q.querySelectorAll("input")], right = inputs.findIndex((e) => e.hasAttribute("data-right"));
     // The first half is answered rightly first, the other half wrongly.
     const order = n < 6 ? [right] : [(right + 1) % inputs.length];
     inputs.forEach((_, i) => { if (!order.includes(i)) order.push(i); });
     const why = q.querySelector(".why");
-    order.forEach((i) => { inputs[i].click(); got.answers.push([n, i, why.className, why.textContent]); });
+    const button = q.querySelector(".check"), before = score();
+    button.click();
+    got.unchecked.push([why.textContent, score() === before]);
+    order.forEach((i, nth) => {
+      inputs[i].click();
+      got.silent.push(why.textContent === "" && (nth > 0 || score() === before));
+      // By the button or, every other time, by the keyboard.
+      if (i % 2) button.click();
+      else inputs[i].dispatchEvent(new w.KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+      got.answers.push([n, i, why.className, why.textContent]);
+    });
     got.score.push(score());
   });
   d.getElementById("again").click();
@@ -496,6 +569,7 @@ def test_every_control_moves_what_it_should(tmp_path, page):
             "α = 1.000, σ = 0.000",
         ]
         assert got["overflow"] <= 0
+        assert got["cut"] == 0
         check_quiz(got["quiz"])
 
 
@@ -507,6 +581,9 @@ def check_quiz(got):
         assert kind == ("why right" if right else "why wrong")
         assert words.startswith("Right. " if right else "Not so. ")
         assert words.split(" ")[-1].rstrip(".") != ""
+    assert got["unchecked"] == [["Choose an answer first.", True]] * 12
+    assert all(got["silent"])
+    assert len(got["silent"]) == len(got["answers"])
     expected = [f"{min(n, 6)} right of {n} answered; 12 questions" for n in range(1, 13)]
     assert got["score"] == expected
     assert (got["again"], got["left"]) == ("0 right of 0 answered; 12 questions", 0)

@@ -24,7 +24,11 @@ sys.path.append(str(HERE))
 
 import figures  # noqa: E402
 
+import reparam as rp  # noqa: E402
+
 LIMIT = 3_000_000
+#: What 2,048 draws of a perfect model of the digits would score; a test simulates it.
+PERFECT_FRECHET = "0.16"
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(\(?)\$(.+?)\$([.,:;)]*)", re.S)
 _FIELD = re.compile(r"\{\{([^{}]+)\}\}")
 
@@ -36,6 +40,8 @@ class LessonError(Exception):
 def formula(latex: str, display: bool = False) -> str:
     """MathML, with its source as the text for those who cannot see it."""
     latex = html.unescape(latex).strip()
+    if _FIELD.search(latex):
+        raise LessonError(f"{latex!r}: a field cannot stand in a formula, it is filled in later")
     try:
         element = convert(latex, display="block" if display else "inline")
     except Exception as error:  # the converter has no base class for what it raises
@@ -76,7 +82,10 @@ def filled(template: str, fields: dict[str, str], data: dict[str, Any]) -> str:
 
 
 def whole(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else figures.number(number)
+    """A number of the data in full: what is small is measured here, and not 0."""
+    if isinstance(number, int):
+        return f"{number:,}"
+    return figures.scientific(number) if 0 < abs(number) < 1e-3 else figures.number(number)
 
 
 def number_at(data: Any, path: list[str]) -> float:
@@ -110,7 +119,7 @@ def question(index: int, entry: dict[str, Any]) -> str:
         f'<fieldset class="question" id="question-{index}"><legend><b>{index}.</b> {entry["question"]}</legend>'
         f"{''.join(options)}"
         f"<details><summary>All answers, explained</summary><ol>{''.join(answers)}</ol></details>"
-        '<p class="why" role="status"></p></fieldset>'
+        '<button type="button" class="check">Check</button><p class="why" role="status"></p></fieldset>'
     )
 
 
@@ -204,7 +213,10 @@ def drawings(data: dict[str, Any]) -> dict[str, str]:
 
 def measured() -> dict[str, str]:
     """Numbers of the text that are computed here."""
-    return {f"grow_{target}_{of}_{t}": figures.number(v) for (target, of, t), v in figures.growth().items()}
+    grown = {f"grow_{target}_{of}_{t}": figures.number(v) for (target, of, t), v in figures.growth().items()}
+    # There an error of velocity counts most: where DDPM's table ends.
+    last = rp.target("velocity").amplification(1.0, rp.schedule("ddpm")).x0
+    return grown | {"grow_velocity_ddpm": figures.number(float(last)), "perfect_frechet": PERFECT_FRECHET}
 
 
 def page(data: dict[str, Any], home: str | None = None) -> str:

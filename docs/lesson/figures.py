@@ -76,11 +76,15 @@ def number(value: float) -> str:
         return "∞"
     if abs(value) < 1e-12:
         return "0"
-    if abs(value) >= 1e6 or abs(value) < 0.0005:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return scientific(value)
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2 if abs(value) >= 0.9995 else 3
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")
 
 
 # Charts

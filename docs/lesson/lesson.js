@@ -90,7 +90,7 @@ window.lesson = (() => {
     if (value === null || !Number.isFinite(value)) return "∞";
     const size = Math.abs(value);
     if (size < 1e-12) return "0";
-    if (size >= 1e6 || size < 0.0005) {
+    if (size >= 1e6 || size < 0.001) {
       return value.toExponential(1).replace("e+", "e").replaceAll("-", "−");
     }
     const digits = size >= 99.95 ? 0 : size >= 9.995 ? 1 : size >= 0.9995 ? 2 : 3;
@@ -365,25 +365,33 @@ window.lesson = (() => {
   // 8
   function quiz() {
     const questions = [...document.querySelectorAll(".question")], firsts = new Map();
+    const forget = (why) => { why.replaceChildren(); why.className = "why"; };
     const tell = () => write("score", `${[...firsts.values()].filter(Boolean).length} right of ${firsts.size} answered; ${questions.length} questions`);
     for (const question of questions) {
       const details = question.querySelector("details"), why = question.querySelector(".why");
       const answers = [...details.querySelectorAll("li")].map((li) => li.innerHTML);
       details.remove();
-      question.addEventListener("input", ({target}) => {
-        const right = target.hasAttribute("data-right");
+      // An arrow key moves the choice: only what is checked is an answer.
+      const check = () => {
+        const chosen = question.querySelector("input:checked");
+        if (!chosen) { why.textContent = "Choose an answer first."; return; }
+        const right = chosen.hasAttribute("data-right");
         if (!firsts.has(question.id)) firsts.set(question.id, right);
-        why.innerHTML = answers[target.value];
+        why.innerHTML = answers[chosen.value];
         why.className = right ? "why right" : "why wrong";
         tell();
+      };
+      question.querySelector(".check").addEventListener("click", check);
+      question.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && event.target.matches("input")) check();
       });
+      question.addEventListener("input", () => forget(why));
     }
     byId("again").addEventListener("click", () => {
       firsts.clear();
       for (const question of questions) {
         question.querySelectorAll("input").forEach((input) => { input.checked = false; });
-        question.querySelector(".why").replaceChildren();
-        question.querySelector(".why").className = "why";
+        forget(question.querySelector(".why"));
       }
       tell();
       questions[0].querySelector("input").focus();

@@ -112,7 +112,7 @@ def digits_run(hidden: int, target: str, loss: Any, steps: int, peek: bool = Fal
 
 
 def digits_floor() -> dict[str, Any]:
-    """What held-out scans score: the least that samples can be expected to."""
+    """What held-out scans score. It is no floor for more samples than there are scans: few have a larger distance."""
     data = digits()
     distance, _ = rp.metrics.nearest(data.heldout, data.train)
     return {
