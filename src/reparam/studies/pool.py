@@ -331,31 +331,23 @@ def run_in_workers(
             worker.end()
             return
         worker.run = run = waiting.pop(0)
-        worker.start(
-            {
-                "run": run,
-                "config": runs[run].to_dict(),
-                "folder": str((out / run).absolute()),
-                "digest": digests[run],
-                "device": worker.device,
-                "threads": pool.on.threads,
-                "save_every": save_every,
-            }
-        )
+        told = {"device": worker.device, "threads": pool.on.threads, "save_every": save_every}
+        folder = str((out / run).absolute())
+        worker.start({"run": run, "config": runs[run].to_dict(), "folder": folder, "digest": digests[run], **told})
 
     try:
         for device in pool.on.devices:
             add(device)
-        told = False
+        ending = False
         while workers:
-            if stop() and not told:
-                told = True
+            if stop() and not ending:
+                ending = True
                 for worker in workers:
                     worker.end()
-            try:
-                worker, event = events.get(timeout=0.2)
-            except queue.Empty:
+            found = _next(events)
+            if found is None:
                 continue
+            worker, event = found
             if event is None:
                 workers.discard(worker)
                 if worker.run and not stop():
@@ -373,6 +365,14 @@ def run_in_workers(
                 give(worker)
     finally:
         _end_all(workers)
+
+
+def _next(events: Events) -> tuple[Worker, dict[str, Any] | None] | None:
+    """What a worker tells, or None where none does for a while."""
+    try:
+        return events.get(timeout=0.2)
+    except queue.Empty:
+        return None
 
 
 def _end_all(workers: set[Worker]) -> None:
