@@ -110,20 +110,20 @@ def test_every_cell_of_the_summary_leads_to_a_figure(page):
 def test_what_the_text_says_of_the_figures_holds(data):
     """Sentences that no number of the data is filled into."""
     digits, spiral = data["dynamics"]["digits"], data["dynamics"]["spiral"]
-    narrow = {name: [run["frechet"][0] for run in by.values()] for name, by in digits["narrow"]["targets"].items()}
+    narrow = {name: [run["frechet"] for run in by.values()] for name, by in digits["narrow"]["targets"].items()}
     assert max(narrow["x0"]) < min(v for name, values in narrow.items() if name != "x0" for v in values)
-    wide, good = digits["targets"], ("x0", "v", "velocity")
+    wide = digits["targets"]
     for name in ("v", "velocity"):
-        assert 1.3 * wide["x0"]["frechet"][0] < wide[name]["frechet"][0] < 0.1 * min(narrow[name])
-    assert wide["x0"]["nearest"] < digits["floor"]["nearest"]
+        assert 1.3 * wide["x0"]["frechet"] < wide[name]["frechet"] < 0.1 * min(narrow[name])
+        assert wide[name]["nearest"]["trained_on"] > 0.98 * wide[name]["nearest"]["held_out"]
+    assert wide["x0"]["nearest"]["trained_on"] < 0.95 * wide["x0"]["nearest"]["held_out"]
+    assert wide["x0"]["frechet"] > digits["floor"]["frechet"]
     # By loss the narrow network's score moves less than from x0 to the target next to it.
     assert all(max(values) < 2 * min(values) for values in narrow.values())
     assert min(min(narrow[name]) for name in ("v", "velocity")) > 3 * max(narrow["x0"])
-    short = {run["steps"][-1] for by_loss in digits["narrow"]["targets"].values() for run in by_loss.values()}
-    assert ({run["steps"][-1] for run in wide.values()}, short) == ({2500}, {1500})
-    for name in good:
-        at = wide[name]["steps"].index(1500)
-        assert wide[name]["error"][at] == pytest.approx(wide[name]["error"][-1], rel=0.1)
+    runs = [*wide.values(), *(run for by_loss in digits["narrow"]["targets"].values() for run in by_loss.values())]
+    runs += [run for row in spiral["runs"].values() for run in row.values()]
+    assert {run["steps"][-1] for run in runs} == {2500}
     low, top = digits["levels"].index(0.1), len(digits["levels"]) - 1
     ends = {name: run["error"][-1] for name, run in wide.items()}
     assert ends["x0"][low] > max(ends[name][low] for name in ("eps", "v", "velocity"))
@@ -132,10 +132,10 @@ def test_what_the_text_says_of_the_figures_holds(data):
     assert all(run["error"][-1] < 1.03 * least for run in spiral["runs"]["2"].values())
     assert min(spiral["runs"]["2"], key=lambda name: spiral["runs"]["2"][name]["manifold_distance"]) == "x0"
     off = {name: run["off_manifold"] for name, run in spiral["runs"]["512"].items()}
-    assert {run["steps"][-1] for row in spiral["runs"].values() for run in row.values()} == {1200}
     middle = {name: run["manifold_distance"] for name, run in spiral["runs"]["32"].items()}
     assert spiral["width"] == 8 * 32
-    assert middle["x0"] < spiral["blind"] / 3 < spiral["blind"] < min(middle["velocity"], middle["eps"])
+    assert middle["x0"] < spiral["blind"] / 5
+    assert all(0.8 < middle[name] / spiral["blind"] < 1.25 for name in ("velocity", "eps"))
     assert 100 * off["x0"] < off["velocity"]
     assert 10 * off["velocity"] < off["eps"]
     away = {name: run["away"][0] for name, run in data["sampling"]["runs"].items()}
@@ -157,25 +157,6 @@ def test_what_errors_of_v_and_velocity_count_is_as_the_text_says(page):
     for name in ("rectified_flow", "cosine"):
         for target in ("v", "velocity"):
             assert float(rp.target(target).amplification(t, rp.schedule(name)).x0.max()) < 1.21
-
-
-def test_what_a_perfect_model_would_score_is_simulated(data):
-    """Normal draws with the mean and covariance of all scans: 1,348 as trained on, against 2,048 or 449."""
-    scans = torch.from_numpy(pytest.importorskip("sklearn.datasets").load_digits().data) / 8 - 1
-    spread, axes = torch.linalg.eigh(torch.cov(scans.T))
-    root, random = axes * spread.clamp(min=0).sqrt(), torch.Generator().manual_seed(0)
-
-    def moments(count):
-        draws = torch.randn(count, 64, generator=random, dtype=torch.float64)
-        found = rp.metrics.moments(scans.mean(0) + draws @ root.T)
-        return found.mean, found.cov
-
-    def score(count):
-        return np.mean([rp.metrics.frechet_distance(*moments(count), *moments(1348)) for _ in range(10)])
-
-    assert score(2048) == pytest.approx(float(build.PERFECT_FRECHET), abs=0.02)
-    floor = data["dynamics"]["digits"]["floor"]
-    assert score(floor["scans"]) == pytest.approx(floor["frechet"], rel=0.1)
 
 
 def test_the_quiz_has_twelve_questions_each_with_one_right_answer():

@@ -53,7 +53,7 @@ def test_it_is_small_and_says_how_it_was_made(found: Any) -> None:
     assert made["version"]
     assert made["hardware"]
     assert made["date"].count("-") == 2
-    assert 0 < made["seconds"] < 600
+    assert 0 < made["seconds"] < 2 * 600  # processor time: ten minutes of two cores
 
 
 def test_no_number_is_nan_or_infinite(found: Any) -> None:
@@ -72,7 +72,8 @@ def test_the_curves_of_training_have_one_entry_a_recorded_step(found: Any) -> No
         assert run["steps"] == sorted(set(run["steps"]))
         assert len(run["steps"]) == len(run["error"]) == len(run["loss"])
         assert {len(row) for row in run["error"]} == {len(digits["levels"])}
-        assert len(run["frechet"]) == 2
+        assert 0 < run["frechet"] < math.inf
+        assert set(run["nearest"]) == {"trained_on", "held_out"}
         assert decoded(run["samples"]).shape == (24, 64)
     assert [str(d) for d in spiral["dims"]] == list(spiral["runs"])
     for row in spiral["runs"].values():
@@ -363,15 +364,16 @@ def test_what_eps_implies_at_first_is_far_off(numbers: Any) -> None:
     assert numbers["sampling"]["away"]["eps"] > 10 * max(away[t] for t in ("x0", "v", "velocity"))
 
 
-def test_samples_of_x0_are_nearer_to_training_scans_than_unseen_ones(numbers: Any) -> None:
-    nearest, unseen = numbers["copying"]["nearest"], numbers["copying"]["held_out"]
-    assert nearest["x0"] < unseen < min(nearest["v"], nearest["velocity"])
+def test_samples_of_x0_are_nearer_to_scans_trained_on_than_to_others(numbers: Any) -> None:
+    nearer = {t: 1 - numbers["copying"]["trained_on"][t] / numbers["copying"]["held_out"][t] for t in TARGETS}
+    assert nearer["x0"] > 0.05
+    assert all(0 < nearer[t] < 0.02 for t in ("v", "velocity"))
 
 
 def test_the_plane_is_kept_or_left(numbers: Any) -> None:
     plane, space = numbers["spiral-2"]["runs"], numbers["spiral-512"]["runs"]
     assert all(run["off_manifold"] < 1e-9 for run in plane.values())
-    assert all(run["manifold_distance"] < 0.6 * numbers["spiral-2"]["blind"] for run in plane.values())
+    assert all(run["manifold_distance"] < 0.5 * numbers["spiral-2"]["blind"] for run in plane.values())
     assert space["x0"]["off_manifold"] < 0.05
     assert space["velocity"]["off_manifold"] > 5
     assert space["eps"]["off_manifold"] > 50

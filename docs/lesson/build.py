@@ -27,8 +27,6 @@ import figures  # noqa: E402
 import reparam as rp  # noqa: E402
 
 LIMIT = 3_000_000
-#: What 2,048 draws of a perfect model of the digits would score; a test simulates it.
-PERFECT_FRECHET = "0.16"
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(\(?)\$(.+?)\$([.,:;)]*)", re.S)
 _FIELD = re.compile(r"\{\{([^{}]+)\}\}")
 
@@ -136,10 +134,7 @@ def table_of_results(data: dict[str, Any]) -> str:
         f"<td><code>{html.escape(row['command'])}</code></td></tr>"
         for row in data["results"]["rows"]
     )
-    return (
-        '<div class="scroll"><table class="results"><thead><tr><th scope="col">figure</th><th scope="col">numbers</th>'
-        f'<th scope="col">how to make it</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    return figures.table("How to make the figures", "results", ("figure", "numbers", "how to make it"), rows)
 
 
 def _listed(numbers: Any) -> str:
@@ -216,7 +211,7 @@ def measured() -> dict[str, str]:
     grown = {f"grow_{target}_{of}_{t}": figures.number(v) for (target, of, t), v in figures.growth().items()}
     # There an error of velocity counts most: where DDPM's table ends.
     last = rp.target("velocity").amplification(1.0, rp.schedule("ddpm")).x0
-    return grown | {"grow_velocity_ddpm": figures.number(float(last)), "perfect_frechet": PERFECT_FRECHET}
+    return grown | {"grow_velocity_ddpm": figures.number(float(last))}
 
 
 def page(data: dict[str, Any], home: str | None = None) -> str:

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 #: The largest data.json that the page has room for.
 MOST_BYTES = 1_500_000
 NARROW, WIDE = 48, 256
-NARROW_STEPS, WIDE_STEPS, SPIRAL_STEPS, CONFIDENCE_STEPS, EDM2_STEPS = 1500, 2500, 1200, 700, 1000
+STEPS, CONFIDENCE_STEPS, EDM2_STEPS = 2500, 700, 1000
 DIMS = (2, 8, 32, 128, 512)
 
 
@@ -58,16 +58,16 @@ def jobs() -> dict[str, Job]:
     for target in TARGETS:
         found[f"wide-{target}"] = Job(
             "digits_run",
-            {"hidden": WIDE, "target": target, "loss": "velocity", "steps": WIDE_STEPS, "peek": True},
+            {"hidden": WIDE, "target": target, "loss": "velocity", "steps": STEPS, "peek": True},
         )
     for target in TARGETS:
         for name, loss in LOSSES.items():
-            arguments = {"hidden": NARROW, "target": target, "loss": loss, "steps": NARROW_STEPS}
+            arguments = {"hidden": NARROW, "target": target, "loss": loss, "steps": STEPS}
             found[f"narrow-{target}-{name}"] = Job("digits_run", arguments)
     for dim in DIMS:
         found[f"spiral-{dim}-ideal"] = Job("spiral_ideal", {"dim": dim})
         for target in SPIRAL_TARGETS:
-            found[f"spiral-{dim}-{target}"] = Job("spiral_run", {"dim": dim, "target": target, "steps": SPIRAL_STEPS})
+            found[f"spiral-{dim}-{target}"] = Job("spiral_run", {"dim": dim, "target": target, "steps": STEPS})
     found["confidence"] = Job("confidence_run", {"steps": CONFIDENCE_STEPS})
     found["edm2"] = Job("edm2_run", {"steps": EDM2_STEPS})
     return found
@@ -116,11 +116,8 @@ def _command(*names: str) -> str:
 
 
 def _digits(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    floor = found["digits-floor"]["frechet"]
-
     def entry(name: str) -> dict[str, Any]:
-        run = {k: v for k, v in found[name].items() if k != "peek"}
-        return run | {"frechet": [run["frechet"], floor]}
+        return {k: v for k, v in found[name].items() if k != "peek"}
 
     return {
         "command": _command(*(f"wide-{t}" for t in TARGETS)),

@@ -54,6 +54,15 @@ def picture(name: str, label: str, fills: Sequence[str]) -> str:
     )
 
 
+def table(label: str, kind: str, head: Iterable[str], rows: str) -> str:
+    """A table that scrolls, by keyboard too, where it is too wide for the window."""
+    columns = "".join(f'<th scope="col">{words}</th>' for words in head)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="{kind}">'
+        f"<thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
 def greys(values: Iterable[float], low: float, high: float) -> list[str]:
     return [shade(grey(v, low, high)) for v in values]
 
@@ -389,7 +398,7 @@ def drawn_digits(data: Data) -> str:
         pictures = "".join(
             picture(f"drawn-{name}-{i}", f"sample {i + 1}", [shade(v) for v in run["samples"][i]]) for i in range(DRAWN)
         )
-        score = f'<output data-out="frechet-{name}" aria-live="off">Fréchet {number(run["frechet"][0])}</output>'
+        score = f'<output data-out="frechet-{name}" aria-live="off">Fréchet {number(run["frechet"])}</output>'
         rows.append(f'<li><b>{swatch(name)}{SHORT[name]}</b><div class="row">{pictures}</div>{score}</li>')
     return f'<ul class="drawn">{"".join(rows)}</ul>'
 
@@ -397,15 +406,13 @@ def drawn_digits(data: Data) -> str:
 def frechet_table(data: Data) -> str:
     """Every setting and target: the distance of the samples from real digits."""
     every = settings(data)
-    head = "".join(f'<th scope="col">{words}</th>' for words, _ in every.values())
     rows = []
     for name in data["dynamics"]["digits"]["targets"]:
-        cells = "".join(f"<td>{number(runs[name]['frechet'][0])}</td>" for _, runs in every.values())
+        cells = "".join(f"<td>{number(runs[name]['frechet'])}</td>" for _, runs in every.values())
         rows.append(f'<tr><th scope="row">{SHORT[name]}</th>{cells}</tr>')
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Fréchet distances"><table class="scores">'
-        f'<thead><tr><th scope="col">target</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    floor = number(data["dynamics"]["digits"]["floor"]["frechet"])
+    rows.append(f'<tr><th scope="row">real digits</th><td colspan="{len(every)}">{floor}</td></tr>')
+    return table("Fréchet distances", "scores", ("target", *(words for words, _ in every.values())), "".join(rows))
 
 
 SIDE = 180
@@ -579,18 +586,20 @@ def reliability_chart(data: Data) -> str:
 
 
 def reliability_table(data: Data) -> str:
-    names = ("noise", "mean of (error/std)²", "in the 50 % interval", "in the 90 % interval")
-    head = "".join(f'<th scope="col">{words}</th>' for words in (*names, "correlation", "beyond position"))
+    measures = (
+        "mean of (error/std)²",
+        "in the 50 % interval",
+        "in the 90 % interval",
+        "correlation",
+        "beyond position",
+    )
     rows = []
     for i, entry in enumerate(data["confidence"]["reliability"]):
         shares = (f"{100 * entry[key]:.0f} %" for key in ("inside_50", "inside_90"))
         cells = (number(entry["z2"]), *shares, signed(entry["correlation"]), signed(entry["beyond_position"]))
         listed = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{swatch(f"level{i}")}t = {entry["t"]:.2f}</th>{listed}</tr>')
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="How honest the model is"><table class="scores">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return table("How honest the model is", "scores", ("noise", *measures), "".join(rows))
 
 
 # 7: the summary
@@ -615,8 +624,8 @@ def summary(data: Data) -> str:
         cells = [
             ("fig-grow", f"×{number(grown[name, 'x0', '0.9'])}"),
             ("fig-grow", f"×{number(grown[name, 'eps', '0.1'])}"),
-            ("fig-frechet", narrow and number(narrow["velocity"]["frechet"][0])),
-            ("fig-frechet", wide and number(wide["frechet"][0])),
+            ("fig-frechet", narrow and number(narrow["velocity"]["frechet"])),
+            ("fig-frechet", wide and number(wide["frechet"])),
             ("fig-digits", wide and number(wide["error"][-1][digits["levels"].index(0.1)])),
             ("fig-spiral", far and number(far["off_manifold"])),
             ("fig-spiral", near and number(near["manifold_distance"])),

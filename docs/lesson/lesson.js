@@ -298,7 +298,7 @@ window.lesson = (() => {
     for (const [name, run] of Object.entries(runs)) {
       draw("training-error", {[name]: [run.steps, run.error.map((row) => row[at])]});
       draw("training-loss", {[name]: [run.steps, run.loss]});
-      write(`frechet-${name}`, `Fréchet ${number(run.frechet[0])}`);
+      write(`frechet-${name}`, `Fréchet ${number(run.frechet)}`);
       for (let i = 0; pictures[`drawn-${name}-${i}`]; i += 1) paint(`drawn-${name}-${i}`, run.samples[i].map(shade));
     }
     const ends = Object.entries(runs).map(([name, run]) => `${names[name]} ${number(run.error.at(-1)[at])}`);
