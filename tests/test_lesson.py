@@ -107,39 +107,59 @@ def test_every_cell_of_the_summary_leads_to_a_figure(page):
         assert cell == "–" or re.fullmatch(r'<a href="#fig-\w+">[×−,\d.e]+</a>', cell), cell
 
 
-def test_what_the_text_says_of_the_figures_holds(data):
-    """Sentences that no number of the data is filled into."""
-    digits, spiral = data["dynamics"]["digits"], data["dynamics"]["spiral"]
-    narrow = {name: [run["frechet"] for run in by.values()] for name, by in digits["narrow"]["targets"].items()}
-    assert max(narrow["x0"]) < min(v for name, values in narrow.items() if name != "x0" for v in values)
-    wide = digits["targets"]
+# Sentences that no number of the data is filled into: each holds of the data.
+
+
+def test_what_the_text_says_of_the_digits_holds(data):
+    digits = data["dynamics"]["digits"]
+    wide, narrow = digits["targets"], digits["narrow"]["targets"]
+    scores = {name: [run["frechet"] for run in by_loss.values()] for name, by_loss in narrow.items()}
+    assert max(scores["x0"]) < min(v for name, values in scores.items() if name != "x0" for v in values)
+    # By loss the narrow network's score moves less than from x0 to the target next to it.
+    assert all(max(values) < 2 * min(values) for values in scores.values())
+    assert min(min(scores[name]) for name in ("v", "velocity")) > 3 * max(scores["x0"])
     for name in ("v", "velocity"):
-        assert 1.3 * wide["x0"]["frechet"] < wide[name]["frechet"] < 0.1 * min(narrow[name])
+        assert 1.3 * wide["x0"]["frechet"] < wide[name]["frechet"] < 0.1 * min(scores[name])
         assert wide[name]["nearest"]["trained_on"] > 0.98 * wide[name]["nearest"]["held_out"]
     assert wide["x0"]["nearest"]["trained_on"] < 0.95 * wide["x0"]["nearest"]["held_out"]
     assert wide["x0"]["frechet"] > digits["floor"]["frechet"]
-    # By loss the narrow network's score moves less than from x0 to the target next to it.
-    assert all(max(values) < 2 * min(values) for values in narrow.values())
-    assert min(min(narrow[name]) for name in ("v", "velocity")) > 3 * max(narrow["x0"])
-    runs = [*wide.values(), *(run for by_loss in digits["narrow"]["targets"].values() for run in by_loss.values())]
-    runs += [run for row in spiral["runs"].values() for run in row.values()]
-    assert {run["steps"][-1] for run in runs} == {2500}
     low, top = digits["levels"].index(0.1), len(digits["levels"]) - 1
     ends = {name: run["error"][-1] for name, run in wide.items()}
     assert ends["x0"][low] > max(ends[name][low] for name in ("eps", "v", "velocity"))
     assert ends["eps"][top] > 10 * max(ends[name][top] for name in ("x0", "v", "velocity"))
+    by_loss = [{name: narrow[name][loss] for name in narrow} for loss in digits["narrow"]["losses"]]
+    for runs in (wide, *by_loss):
+        assert max(runs, key=lambda name: runs[name]["error"][-1][top]) == "eps"
+        ranked = sorted(runs, key=lambda name: runs[name]["frechet"])
+        assert (ranked[0], ranked[-1]) == ("x0", "eps")
+
+
+def test_every_training_ended_after_as_many_steps(data):
+    digits, spiral = data["dynamics"]["digits"], data["dynamics"]["spiral"]
+    rows = [digits["targets"], *digits["narrow"]["targets"].values(), *spiral["runs"].values()]
+    assert {(run["status"], run["steps"][-1]) for row in rows for run in row.values()} == {("done", 2500)}
+
+
+def test_what_the_text_says_of_the_spiral_holds(data):
+    spiral = data["dynamics"]["spiral"]
     least = spiral["ideal_by_dim"]["2"][spiral["levels"].index(spiral["level"])]
-    assert all(run["error"][-1] < 1.03 * least for run in spiral["runs"]["2"].values())
-    assert min(spiral["runs"]["2"], key=lambda name: spiral["runs"]["2"][name]["manifold_distance"]) == "x0"
-    off = {name: run["off_manifold"] for name, run in spiral["runs"]["512"].items()}
-    middle = {name: run["manifold_distance"] for name, run in spiral["runs"]["32"].items()}
-    assert spiral["width"] == 8 * 32
-    assert middle["x0"] < spiral["blind"] / 5
-    assert all(0.8 < middle[name] / spiral["blind"] < 1.25 for name in ("velocity", "eps"))
-    assert 100 * off["x0"] < off["velocity"]
-    assert 10 * off["velocity"] < off["eps"]
-    away = {name: run["away"][0] for name, run in data["sampling"]["runs"].items()}
-    assert away["eps"] > 5 * max(v for name, v in away.items() if name != "eps")
+    plane, middle, space = (spiral["runs"][dim] for dim in ("2", "32", "512"))
+    assert all(run["error"][-1] < 1.03 * least for run in plane.values())
+    assert min(plane, key=lambda name: plane[name]["manifold_distance"]) == "x0"
+    assert spiral["width"] == 8 * 32 == 512 / 2
+    assert middle["x0"]["manifold_distance"] < spiral["blind"] / 5
+    for name in ("velocity", "eps"):
+        assert 0.8 < middle[name]["manifold_distance"] / spiral["blind"] < 1.25
+    assert 100 * space["x0"]["off_manifold"] < space["velocity"]["off_manifold"] < 0.1 * space["eps"]["off_manifold"]
+
+
+def test_what_the_text_says_of_sampling_and_confidence_holds(data):
+    away = {name: run["away"] for name, run in data["sampling"]["runs"].items()}
+    first, half = ({name: row[i] for name, row in away.items()} for i in (0, 10))
+    assert data["sampling"]["t"][10] == pytest.approx(0.49)
+    assert half["eps"] < half["x0"]
+    assert max(first["v"], first["velocity"]) < 1.3 * first["x0"]
+    assert first["eps"] > 5 * max(v for name, v in first.items() if name != "eps")
     for level in data["confidence"]["reliability"]:
         assert 0.8 < level["z2"] < 1.25
         assert 0 < level["beyond_position"] < 0.75 * level["correlation"]
