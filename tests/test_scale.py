@@ -273,6 +273,22 @@ def test_a_recipe_says_what_it_is_and_costs_before_its_data_are_there(tmp_path, 
     assert found.flops == dict.fromkeys(("x0", "v"), 24 * work.flops)
     assert f"{2 * 100 * 24 * work.flops / 1e9:.3g} GFLOP" in text
     assert [line.split(":")[0].strip() for line in told[9:11]] == ["on  1 NVIDIA H200", "on  8 NVIDIA H200"]
+    assert all("the host is the limit" in line for line in told[9:11])  # too small a network for such a GPU
+
+
+def test_an_estimate_says_what_more_gpus_do_not_shorten(tmp_path):
+    found = estimate.computed(load_recipe(UNSEEN).runs)
+    limits = {
+        "compute": "memory each",
+        "host": "the host",
+        "network": "the network between",
+        "reading": "reading the data",
+    }
+    for bound, words in limits.items():
+        slow = {run: replace(p, bound=bound) for run, p in found.on[1].items()}
+        line = next(line for line in replace(found, on={1: slow}).lines() if "on  1" in line)
+        assert words in line
+        assert ("limit" in line) is (bound != "compute")
 
 
 def test_a_training_has_a_cost_before_its_data_are_there(tmp_path, capsys):

@@ -122,6 +122,15 @@ def probe_training(
     return replace(cost, scaled=_scaled(config, data)) if engine.first and factory is None else cost
 
 
+#: What more GPUs, or faster ones, would not make shorter, by :attr:`reparam.studies.scale.Projection.bound`.
+_LIMITED = {
+    "compute": "",
+    "host": "; the host is the limit, which starts every operation",
+    "network": "; the network between the GPUs is the limit",
+    "reading": "; reading the data is the limit",
+}
+
+
 @dataclass(frozen=True)
 class Computed:
     """What training costs elsewhere, by run, where the data are not here: nothing of it was tried.
@@ -154,7 +163,11 @@ class Computed:
         for n, found in self.on.items():
             most, time = max(p.memory.total for p in found.values()), sum(p.seconds for p in found.values())
             beyond = f", and one has {machine.memory / 1e9:.0f} GB" if most > machine.memory else ""
-            told.append(f"  on {n:>2} {machine.name}: {in_words(time)}, {most / 1e9:.1f} GB of memory each{beyond}")
+            slowest = max(found.values(), key=lambda p: p.seconds)
+            told.append(
+                f"  on {n:>2} {machine.name}: {in_words(time)}, {most / 1e9:.1f} GB of memory each{beyond}"
+                f"{_LIMITED[slowest.bound]}"
+            )
         return [*told, "  samples and scores come on top"]
 
 
