@@ -506,6 +506,8 @@ def test_the_command_refuses(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").touch()
     assert "is the folder of a run" in fails("--to", "v", "--out", str(tmp_path / "run"))
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    assert "is the folder of a run" in fails("--to", "v", "--out", str(tmp_path / "run" / "other.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["first.safetensors", "first.spec.json", "run"]
     (tmp_path / "a file").touch()
     with pytest.raises(OutputError, match="choose another place|Choose another place"):

@@ -43,12 +43,17 @@ REDUCED = [
     *("train.steps=4", "train.batch=8", "train.warmup=1", "train.validations=1"),
     *("sample.n=16", "sample.steps=2", "sample.reference=64", "metrics=null"),
 ]
-#: The same of built-in recipes whose network, data or sampler would be large or does not go with that.
+_SMALL_JIT = ["network.width=32", "network.depth=2", "network.heads=2", "network.bottleneck=16", "extractor=pixels"]
+_SMALL_UNET = ["network.size=null", "network.widths=[32, 32]", "extractor=pixels"]
+#: The same of built-in recipes whose network, data or sampler would be large or does not go with that, by the
+#: beginnings of their names.
 REDUCED_RECIPES = {
-    "folder": ["network.width=32", "network.depth=2", "network.heads=2", "network.bottleneck=16", "extractor=pixels"],
-    "cifar10-patch16": [
-        *("network.width=32", "network.depth=2", "network.heads=2", "network.bottleneck=16", "extractor=pixels"),
-    ],
+    "folder": _SMALL_JIT,
+    "cifar10-patch16": _SMALL_JIT,
+    "cifar10-parameterization": _SMALL_UNET,
+    "cifar10-unet": _SMALL_UNET,
+    "imagenet": [*_SMALL_JIT, "network.size=null", "network.in_context=0", "data.size=32"],
+    "jit-ablation": [*_SMALL_JIT, "network.size=null", "data.size=32"],
 }
 #: Options of other commands, where the page's own number would take long.
 REDUCED_OPTIONS = {
@@ -57,6 +62,8 @@ REDUCED_OPTIONS = {
 }
 #: Words that stand for the reader's own, and what they are here.
 STANDS_FOR = {"RUN": "runs/mine", "RECIPE": "spiral", "DIR": "runs/mine", "DATA": "mine.npy", "TARGET": "v"}
+#: A folder that all nodes of a cluster see, and where it is here.
+SHARED = ("/shared/", "shared/")
 #: Ways of starting the same command on several processes; tests of training and evaluation do so.
 LAUNCHERS = (
     r"torchrun --nproc-per-node \d+( --[\w-]+ \S+)* -m reparam\.cli",
@@ -110,7 +117,7 @@ def arguments(command: str) -> list[str] | None:
     """What follows ``reparam`` in a command, however it is launched; None of another program's."""
     for launcher in LAUNCHERS:
         command = re.sub(f"^{launcher}", "reparam", command)
-    words = [STANDS_FOR.get(word, word) for word in shlex.split(command)]
+    words = [STANDS_FOR.get(word, word).replace(*SHARED) for word in shlex.split(command)]
     return words[1:] if words[0] == "reparam" else None
 
 
@@ -392,6 +399,10 @@ def make_pictures(folder: Path) -> None:
         for i in range(count):
             Image.fromarray(draw.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
     np.savez(folder / "samples.npz", draw.uniform(-1, 1, (24, 3, 64, 64)).astype(np.float32))
+    for label in range(2):
+        shutil.copytree(folder / "small", folder / "imagenet-256" / f"class{label}")
+    (folder / "shared").mkdir()
+    shutil.copytree(folder / "small", folder / "shared" / "cifar10")
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -406,6 +417,7 @@ def stand_ins(tmp_path_factory) -> Path:
     np.save(folder / "mine.npy", np.random.default_rng(0).normal(size=(400, 3)))
     (folder / "mine.yaml").write_text(MINE)
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "mine.py").write_text(next(b.text for b in all_blocks("python") if b.text.startswith("# mine.py")))
     (folder / "pkg").mkdir()
     (folder / "pkg" / "mod.py").write_text(OWN_NETWORK)
     make_pictures(folder)
@@ -418,6 +430,9 @@ def stand_ins(tmp_path_factory) -> Path:
         do(["study", "spiral", *jobs, "--set", "data.dim=[2, 3]", "--set", "target=[x0, v]", "--out", "runs/spiral"])
         do(["study", "digits-jit", *jobs, "--out", "runs/digits-jit"])
         shutil.copytree("runs/digits-jit/x0", "runs/labelled")
+        photos = [*REDUCED_RECIPES["folder"], "data.path=photos/", "target=x0"]
+        do(["study", "folder", *jobs, *set_to(photos)])
+        shutil.copytree("runs/folder/x0", "runs/photos")
         do(["train", "recipe.yaml", "--out", "runs/sure", "--set", "target={name: gaussian, target: v}"])
         for name, run in (("a", "x0"), ("b", "velocity")):
             do(["eval", f"runs/digits/{run}", "--out", f"{name}.json"])
@@ -437,7 +452,8 @@ def _in(folder: Path):
 def reduced(args, words: list[str]) -> list[str]:
     """The words of a command, and after them what makes it small."""
     if args.command in ("study", "train") and args.recipe:
-        return [*words, *set_to([*REDUCED, *REDUCED_RECIPES.get(args.recipe, [])])]
+        small = next((s for name, s in REDUCED_RECIPES.items() if args.recipe.startswith(name)), [])
+        return [*words, *set_to([*REDUCED, *small])]
     return [*words, *REDUCED_OPTIONS.get(args.command, [])]
 
 
@@ -446,7 +462,9 @@ def run_command(command: str, expected: int) -> None:
     if words is None:
         return
     args = parsed(words)
-    if args.command in ("study", "train"):
+    if getattr(args, "official", None):
+        return  # published weights, of gigabytes; test_sample reads small ones
+    if args.command in ("study", "train") and args.recipe:
         # Commands of a page that write to one folder are alternatives: each is to find it empty.
         out = Path(args.out or f"runs/{Path(args.recipe).stem}")
         init = [Path(p) for p in (getattr(args, "init", None), getattr(args, "add_confidence", None)) if p]

@@ -5,14 +5,10 @@ import html
 import io
 import json
 import math
-import os
 import re
-import shutil
 import struct
-import subprocess
 import xml.etree.ElementTree as ElementTree
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +18,8 @@ from reparam.data import Data
 from reparam.report import embed, overview, write_report
 from reparam.report.plots import contact_sheet, number, picture_sheet, png
 from reparam.report.views import view_of
+
+pytest_plugins = ["browsing"]
 
 NASTY = "</script><script>alert(1)</script> \"quoted\" 'single' &amp; <b>bold</b> {{title}} \ud800 \x00"
 
@@ -938,106 +936,65 @@ def test_names_of_pictures_are_escaped(tmp_path):
 
 # ----------------------------------------------------------------------------------- in a browser
 
-# A page that loads reports in frames of two widths, uses them as a reader would and writes what it saw.
-_DRIVER = """<!doctype html><body><pre id="seen">nothing</pre><script>
-const seen = {errors: []};
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-const pixels = (d, i) => {
-  return d.querySelectorAll("canvas")[i].toDataURL();
-};
-const scratch = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-// How many different colours a canvas shows.
-const colours = (d, i) => {
-  const c = d.querySelectorAll("canvas")[i], g = document.createElement("canvas").getContext("2d");
-  [g.canvas.width, g.canvas.height] = [c.width, c.height];
-  g.drawImage(c, 0, 0);
-  return new Set(new Uint32Array(g.getImageData(0, 0, c.width, c.height).data.buffer)).size;
-};
-// The colour in the middle of a picture on a canvas.
-const colour = (d, i, n) => {
-  const c = d.querySelectorAll("canvas")[i], columns = Number(c.dataset.columns);
-  const rows = Math.ceil(Number(c.dataset.count) / columns);
-  const x = (n % columns + 0.45) / columns, y = (Math.floor(n / columns) + 0.45) / rows;
-  scratch.drawImage(c, -Math.floor(x * c.width), -Math.floor(y * c.height));
-  return [...scratch.getImageData(0, 0, 1, 1).data].slice(0, 3);
-};
-async function open(address, width) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width:${width}px;height:800px;border:0`;
-  frame.src = address;
-  const loaded = new Promise((done) => { frame.onload = done; });
-  document.body.append(frame);
-  frame.contentWindow.addEventListener("error", (e) => seen.errors.push(e.message));
-  await loaded;
-  await wait(200);
-  return frame;
-}
-async function visit(address, width) {
-  const frame = await open(address, width), d = frame.contentDocument, w = frame.contentWindow;
-  const step = d.getElementById("step"), readout = d.getElementById("readout"), play = d.getElementById("play");
-  const got = {overflow: d.documentElement.scrollWidth - width, canvases: d.querySelectorAll("canvas").length};
-  got.last = readout.textContent;
-  got.different = colours(d, 0);
-  const before = pixels(d, 1), real = pixels(d, 0), height = d.documentElement.scrollHeight;
-  step.value = "0";
-  step.dispatchEvent(new w.Event("input"));
-  got.first = readout.textContent;
-  const shown = () => address.startsWith("points") ? [] : [colour(d, 2, 0), colour(d, 2, 5), colour(d, 1, 5)];
-  got.colours = [shown()];
-  got.spoken = step.getAttribute("aria-valuetext");
-  got.moved = pixels(d, 1) !== before;
-  got.real_stays = pixels(d, 0) === real;
-  got.grown = d.documentElement.scrollHeight - height;
-  w.location.hash = "#step=0.5";
-  await wait(100);
-  got.half = readout.textContent;
-  got.colours.push(shown());
-  got.hidden = [...d.querySelectorAll(".plot > svg")].map((svg) => w.getComputedStyle(svg).visibility);
-  play.click();
-  got.button = play.getAttribute("aria-label");
-  await wait(12000);
-  got.played = readout.textContent;
-  got.colours.push(shown());
-  got.again = pixels(d, 1) === before;
-  got.rest = play.getAttribute("aria-label");
-  play.click();
-  await wait(300);
-  step.value = "0";
-  step.dispatchEvent(new w.Event("input"));
-  await wait(2000);
-  got.held = readout.textContent;
-  frame.remove();
-  return got;
-}
-(async () => {
-  try {
-    for (const address of ADDRESSES) {
-      for (const width of [375, 1280]) seen[address + width] = await visit(address, width);
-    }
-  } catch (e) { seen.errors.push(String(e)); }
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-})();
-</script>"""
+TOOLS = """() => {
+  const canvas = (i) => document.querySelectorAll("canvas")[i];
+  const scratch = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  window.pixels = (i) => canvas(i).toDataURL();
+  // How many different colours a canvas shows.
+  window.colours = (i) => {
+    const c = canvas(i), g = document.createElement("canvas").getContext("2d");
+    [g.canvas.width, g.canvas.height] = [c.width, c.height];
+    g.drawImage(c, 0, 0);
+    return new Set(new Uint32Array(g.getImageData(0, 0, c.width, c.height).data.buffer)).size;
+  };
+  // The colour in the middle of a picture on a canvas.
+  window.colour = ([i, n]) => {
+    const c = canvas(i), columns = Number(c.dataset.columns);
+    const rows = Math.ceil(Number(c.dataset.count) / columns);
+    const x = (n % columns + 0.45) / columns, y = (Math.floor(n / columns) + 0.45) / rows;
+    scratch.drawImage(c, -Math.floor(x * c.width), -Math.floor(y * c.height));
+    return [...scratch.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+}"""
+HIDDEN = "[...document.querySelectorAll('.plot > svg')].map((svg) => getComputedStyle(svg).visibility)"
+HALF_THE_WAY = """() => new Promise((done) => {
+  addEventListener("hashchange", () => done());
+  location.hash = "#step=0.5";
+})"""
+HEIGHT = "document.documentElement.scrollHeight"
 
 
-def browser():
-    """Where Chromium is. Its absence skips the test, and fails it where CI says it must be there."""
-    found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("the tests of the page need chromium, and CI is true: install it")
-    return found or pytest.skip("chromium is not installed")
+def used(page, pictures):
+    """What a page shows to a reader who goes to the start, half the way, plays it, and holds it."""
+    page.evaluate(TOOLS)
+    step, play, readout = page.locator("#step"), page.locator("#play"), page.locator("#readout")
 
+    def shown():
+        return [page.evaluate("colour", at) for at in ((2, 0), (2, 5), (1, 5))] if pictures else []
 
-def look(page: Path, profile: Path):
-    """The page's document after its scripts have run, and what was said on the console."""
-    options = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-        *("--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files"),
-        *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=90000", "--window-size=1400,900", "--dump-dom"),
-    ]
-    command = [browser(), *options, f"--user-data-dir={profile}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    got = {"last": readout.text_content(), "different": page.evaluate("colours(0)")}
+    got["overflow"] = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    got["canvases"] = page.locator("canvas").count()
+    real, before, height = page.evaluate("pixels(0)"), page.evaluate("pixels(1)"), page.evaluate(HEIGHT)
+    step.press("Home")
+    got |= {"first": readout.text_content(), "spoken": step.get_attribute("aria-valuetext"), "colours": [shown()]}
+    got["moved"] = page.evaluate("pixels(1)") != before
+    got["real_stays"] = page.evaluate("pixels(0)") == real
+    got["grown"] = page.evaluate(HEIGHT) - height
+    page.evaluate(HALF_THE_WAY)
+    got |= {"half": readout.text_content(), "hidden": page.evaluate(HIDDEN)}
+    got["colours"].append(shown())
+    play.click()
+    got["button"] = play.get_attribute("aria-label")
+    page.clock.run_for(12_000)
+    got |= {"played": readout.text_content(), "rest": play.get_attribute("aria-label")}
+    got["colours"].append(shown())
+    got["again"] = page.evaluate("pixels(1)") == before
+    play.click()
+    page.clock.run_for(300)
+    step.press("Home")
+    page.clock.run_for(2_000)
+    return got | {"held": readout.text_content()}
 
 
 def solid(steps):
@@ -1062,8 +1019,8 @@ def make_picture_studies(out, monkeypatch):
         assert ("image/jpeg" in page) == (name == "classes")
 
 
-def test_the_page_works_in_a_browser(tmp_path, monkeypatch):
-    browser()
+@pytest.fixture
+def studies(tmp_path, monkeypatch):
     long = "a_name_without_any_space_in_it_" * 6
     make_run(tmp_path / "points", "x0", steps=10)
     make_run(tmp_path / "points", "v", steps=25)
@@ -1071,28 +1028,27 @@ def test_the_page_works_in_a_browser(tmp_path, monkeypatch):
     rows.append(make_row("k", data=long, target={"name": long}, status="failed", reason=long, value=None))
     write(tmp_path / "points", rows, title=long, notes=[long], description=long)
     make_picture_studies(tmp_path, monkeypatch)
+    return tmp_path
 
-    driver = tmp_path / "driver.html"
-    addresses = json.dumps([f"{name}/report.html" for name in ("points", "pictures", "classes")])
-    driver.write_text(_DRIVER.replace("ADDRESSES", addresses), encoding="utf-8")
-    document, console = look(driver, tmp_path / "profile")
-    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.S)[1]))
-    assert console == []
-    assert seen.pop("errors") == []
-    assert len(seen) == 6
-    for where, got in seen.items():
-        assert got["overflow"] <= 0, where
-        assert got["canvases"] == 3
-        assert got["last"] == got["played"] == "final samples"
-        assert got["first"] == got["spoken"] == got["held"] == "step 0 of 25, t = 1.00"
-        assert re.match(r"step 1[23] of 25, t = 0\.[45]", got["half"]), got["half"]
-        assert got["moved"]
-        assert got["real_stays"]
-        assert got["again"]
-        assert got["grown"] == 0, where  # no jump of what is below
-        assert (got["button"], got["rest"]) == ("Pause", "Play")
-        if not where.startswith("points"):
-            check_colours(where, got)
+
+def test_the_page_works_in_a_browser(visit, studies):
+    for name in ("points", "pictures", "classes"):
+        for width in (375, 1280):
+            where = f"{name} {width}"
+            page = visit(studies / name / "report.html", width=width, height=800, clock=True)
+            got = used(page, pictures=name != "points")
+            assert got["overflow"] <= 0, where
+            assert got["canvases"] == 3
+            assert got["last"] == got["played"] == "final samples"
+            assert got["first"] == got["spoken"] == got["held"] == "step 0 of 25, t = 1.00"
+            assert re.match(r"step 1[23] of 25, t = 0\.[45]", got["half"]), got["half"]
+            assert got["moved"]
+            assert got["real_stays"]
+            assert got["again"]
+            assert got["grown"] == 0, where  # no jump of what is below
+            assert (got["button"], got["rest"]) == ("Pause", "Play")
+            if name != "points":
+                check_colours(where, got)
 
 
 def check_colours(where, got):

@@ -1,10 +1,8 @@
 """What a study's page shows of how sure the models were, and of the densities that they learned."""
 
 import base64
-import html
 import io
 import itertools
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -16,10 +14,8 @@ from reparam.report.density import figure_svg, write_figures
 from reparam.report.tracks import ELLIPSES
 from test_report import (
     NASTY,
-    browser,
     decoded,
     embedded,
-    look,
     make_row,
     make_run,
     section,
@@ -28,6 +24,8 @@ from test_report import (
     words,
     write,
 )
+
+pytest_plugins = ["browsing"]
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -231,19 +229,9 @@ def test_maps_keep_to_their_room(tmp_path, monkeypatch):
 # -- in a browser
 
 # Ticks the box at the step asked for, by its label as a reader would, and tells what the canvases show.
-_DRIVER = """<!doctype html><body><pre id="seen">nothing</pre><script>
-const seen = {errors: []};
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-async function visit(address, width) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width:${width}px;height:900px;border:0`;
-  frame.src = address;
-  const loaded = new Promise((done) => { frame.onload = done; });
-  document.body.append(frame);
-  frame.contentWindow.addEventListener("error", (e) => seen.errors.push(e.message));
-  await loaded;
-  await wait(200);
-  const d = frame.contentDocument, w = frame.contentWindow;
+BOX = """async () => {
+  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+  const d = document, w = window;
   const canvases = [...d.querySelectorAll("canvas")];
   const shown = () => canvases.map((c) => c.toDataURL());
   const middle = (n) => {
@@ -299,7 +287,7 @@ async function visit(address, width) {
   got.changed = changed(canvases[1], pixels);
   got.there = same(shown(), before);
   got.middle = canvases.map((_, i) => middle(i));
-  got.overflow = d.documentElement.scrollWidth - width;
+  got.overflow = d.documentElement.scrollWidth - w.innerWidth;
   const bar = d.querySelector(".controls").getBoundingClientRect();
   got.inside = [...d.querySelectorAll(".controls > *")].every((e) => {
     const r = e.getBoundingClientRect();
@@ -308,22 +296,11 @@ async function visit(address, width) {
   box.click();
   await wait(50);
   got.back = same(shown(), before);
-  frame.remove();
   return got;
-}
-(async () => {
-  try {
-    for (const address of ["points", "pictures", "one"]) {
-      for (const width of [375, 1280]) seen[address + width] = await visit(address + "/report.html", width);
-    }
-  } catch (e) { seen.errors.push(String(e)); }
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-})();
-</script>"""
+}"""
 
 
-def test_the_box_works_in_a_browser(tmp_path):
-    browser()
+def test_the_box_works_in_a_browser(visit, tmp_path):
     make_run(tmp_path / "points", "x0", spread=covariances(10, 40)[1])
     make_run(tmp_path / "points", "v", steps=25)
     black = np.zeros((11, 9, 8, 8), np.uint8)
@@ -337,14 +314,8 @@ def test_the_box_works_in_a_browser(tmp_path):
     add(tmp_path / "one", "x0", frames=frames, real=np.array([[-2.0, -2.0], [2, 2], [0, 0], [0, 0]]))
     for name in ("points", "pictures", "one"):
         write(tmp_path / name, [make_row("x0"), make_row("v", target="v")])
-    driver = tmp_path / "driver.html"
-    driver.write_text(_DRIVER, encoding="utf-8")
-    document, console = look(driver, tmp_path / "profile")
-    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.S)[1]))
-    assert console == []
-    assert seen.pop("errors") == []
-    assert len(seen) == 6
-    for where, got in seen.items():
+    for where, width in itertools.product(("points", "pictures", "one"), (375, 1280)):
+        got = visit(tmp_path / where / "report.html", width=width).evaluate(BOX)
         assert (got["checked"], got["hidden"], got["ticked"], got["told"]) == (False, True, True, True), where
         assert got["label"] == "show how sure the model is"
         assert got["focus"]
@@ -353,17 +324,17 @@ def test_the_box_works_in_a_browser(tmp_path):
         assert got["there"] == [True, False, True], where  # real data and a model without variances stay
         assert all(got["back"]), where
         assert all(got["final"]), where  # samples leave no variance: here the pictures are black, as their maps
-        halfway, steps = (12, 25) if where.startswith("points") else (5, 10)
+        halfway, steps = (12, 25) if where == "points" else (5, 10)
         assert got["moved"][:2] == [str(halfway), str(steps)], where  # no longer at the end
         assert got["moved"][2].startswith(f"step {halfway} of {steps}"), where
         assert got["seen"][:2] == [True, False], where  # the real data stay
-        assert got["ticks"] == (["0", "0.0312", "0.125", "0.281", "0.500"] if where.startswith("pictures") else [])
-        most = {"points": 12, "one": 1}.get(where.rstrip("0123456789"), 0)
+        assert got["ticks"] == (["0", "0.0312", "0.125", "0.281", "0.500"] if where == "pictures" else [])
+        most = {"points": 12, "one": 1}.get(where, 0)
         assert (most > 0) <= got["strokes"] <= most, where
-        if where.startswith("pictures"):
+        if where == "pictures":
             share = np.sqrt(maps_of(10, 9)[4, 0, 0, 0] / 255)
             np.testing.assert_allclose(got["middle"][1], share * np.array([255, 192, 77]), atol=5)
-        if where.startswith("one"):
+        if where == "one":
             half = 2 * 1.15  # of the frame, a little wider than the real data
             middle, reach = (place / half + 1) / 2, np.sqrt(covariance[[0, 2]]) / half / 2
             expected = [middle[0] - reach[0], middle[0] + reach[0], middle[1] - reach[1], middle[1] + reach[1]]

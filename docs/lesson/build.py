@@ -63,6 +63,16 @@ def with_formulas(text: str) -> str:
     return _FORMULA.sub(made, text)
 
 
+def with_named_figures(text: str) -> str:
+    """Each figure is called by its number, which its caption begins with."""
+    return re.sub(
+        r'<figure id="([\w-]+)">(.*?)<figcaption><b>',
+        r'<figure id="\1" aria-labelledby="\1-name">\2<figcaption><b id="\1-name">',
+        text,
+        flags=re.S,
+    )
+
+
 def filled(template: str, fields: dict[str, str], data: dict[str, Any]) -> str:
     """The template with its fields; what is filled in is not searched again."""
 
@@ -103,13 +113,31 @@ def number_at(data: Any, path: list[str]) -> float:
     return found
 
 
+def spoken(text: str) -> str:
+    """An option as the name of its radio button: browsers leave formulas out of the names that they make."""
+    signs = {r"\varepsilon": "ε", r"\alpha": "α", r"\sigma": "σ", r"\,": " ", "_0": "₀", "^2": "²", "-": "−"}
+
+    def said(match: re.Match[str]) -> str:
+        words = match[1]
+        for sign, character in signs.items():
+            words = words.replace(sign, character)
+        if re.search(r"[\\^_{}]", words):
+            raise LessonError(f"the option {text!r} has a formula that cannot be said in words")
+        return words
+
+    return html.escape(re.sub(r"\$(.+?)\$", said, text))
+
+
 def question(index: int, entry: dict[str, Any]) -> str:
     """A question with its options; without the script its answers open in place."""
     options, answers = [], []
     for number, option in enumerate(entry["options"]):
         right = number == entry["right"]
+        marks = " data-right" if right else ""
+        if "$" in option["text"]:
+            marks += f' aria-label="{spoken(option["text"])}"'
         options.append(
-            f'<label><input type="radio" name="question-{index}" value="{number}"{" data-right" if right else ""}>'
+            f'<label><input type="radio" name="question-{index}" value="{number}"{marks}>'
             f"<span>{option['text']}</span></label>"
         )
         answers.append(f"<li><b>{'Right.' if right else 'Not so.'}</b> {option['why']}</li>")
@@ -239,7 +267,8 @@ def page(data: dict[str, Any], home: str | None = None) -> str:
         "notes": "</p><p>".join(html.escape(part["note"]) for part in noted),
         **{key: html.escape(str(data["made"][key])) for key in ("command", "date", "hardware", "version")},
     }
-    return filled(with_formulas(template), fields | choices(data) | drawings(data) | measured(), data)
+    text = with_named_figures(with_formulas(template))
+    return filled(text, fields | choices(data) | drawings(data) | measured(), data)
 
 
 def _digest(text: str) -> str:

@@ -518,7 +518,10 @@ def sampling_table(data: Data) -> str:
             r = f'<output data-out="peek-{kind}-{name}" aria-live="off">{signed(correlation(levels, final))}</output>'
             cells.append(f"<td>{drawn}{r}</td>")
         rows.append(f'<tr><th scope="row">{words}</th>{"".join(cells)}</tr>')
-    return f'<table class="peek"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return (
+        '<table class="peek" aria-label="What each model sees, says and believes">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def signed(value: float) -> str:

@@ -311,7 +311,10 @@ def _written(model: Denoiser, out: Path, source: Path) -> tuple[Path, list[str]]
     path = out if out.suffix == ".safetensors" else out / "model.safetensors"
     if path.exists() and path.samefile(source):
         raise OutputError(f"{path} is the model itself; choose another place (--out).")
-    if path.exists() or (path.parent / "recipe.yaml").exists():
+    # A recipe alone beside another name is one of the reader's own.
+    marks = ["recipe.yaml"] if path.name == "model.safetensors" else ["recipe.yaml", "metrics.jsonl"]
+    of_a_run = all((path.parent / mark).exists() for mark in marks)
+    if path.exists() or of_a_run:
         what = f"{path} exists" if path.exists() else f"{path.parent} is the folder of a run"
         raise OutputError(f"{what}; nothing was touched. Choose another place (--out), or remove it first.")
     try:
