@@ -118,6 +118,15 @@ def test_the_plot_is_a_drawing(tmp_path, capsys):
     assert max(heights) <= 212  # inside the axes: an error of 1e-16 is seen
 
 
+def test_a_target_as_a_recipe_writes_it(capsys):
+    told = []
+    for target in ('{name: linear, p: "-sigma", q: alpha}', "p=-sigma,q=alpha"):
+        assert main(["check", target, "--schedule", "cosine", "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    assert main(["check", "{name: linear, p: -sigma"]) == 2
+
+
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [

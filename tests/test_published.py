@@ -254,6 +254,8 @@ def test_targets_are_added_to_those_that_are_compared(tmp_path):
         load_recipe(BASE, targets=["epss"])
     with pytest.raises(NetworkError, match="no Python file"):
         load_recipe(BASE, targets=[target_named("nowhere.py")])
+    with pytest.raises(RecipeError, match=r"targets: expected names or mappings.*found V\(\)"):
+        load_recipe(BASE, targets=[rp.target("v")])
 
 
 def test_a_file_that_changed_is_not_gone_on_with(tmp_path):

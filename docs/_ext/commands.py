@@ -22,7 +22,7 @@ class Commands(Directive):
     def _section(self, name: str, text: str) -> nodes.Node:
         section = nodes.section(ids=[name], names=[name])
         section += nodes.title("", f"reparam {name}")
-        section += nodes.literal_block(text, text, language="none")
+        section += nodes.literal_block(text, text, language="none", classes=["help"])
         self.state.document.note_explicit_target(section, section)
         return section
 

@@ -311,7 +311,10 @@ def _add_check(commands: Any) -> None:
         "reparam check mine.py; reparam check 'p=-sigma,q=alpha' --schedule cosine",
         _check,
     )
-    parser.add_argument("target", help="a name, a row p=…,q=…, or a .py file with the two functions of a task")
+    parser.add_argument(
+        "target",
+        help="a name, a row p=…,q=…, a YAML mapping as a recipe has it, or a .py file with the two functions of a task",
+    )
     parser.add_argument(
         "--schedule",
         default="ddpm",
@@ -689,7 +692,9 @@ def _check(args: Any) -> int:
 
     if args.target.endswith(".py"):
         _say_aside(f"running your code: target {args.target}")
-    found = check(args.target, parse_yaml(args.schedule, "--schedule"), t_range=args.t_range)
+    found = check(
+        _named_or_mapping(args.target, "target"), parse_yaml(args.schedule, "--schedule"), t_range=args.t_range
+    )
     if args.plot:
         plot(found, Path(args.plot))
     _finish(args, found.to_dict(), found.text() + (f"\n\nplot: {args.plot}" if args.plot else ""))

@@ -40,7 +40,11 @@ class About:
 
     def lines(self) -> list[str]:
         """For a reader of the command line."""
-        said = [("source", self.source), ("hardware", self.hardware), ("expected", self.expected)]
+        said = [
+            ("source", self.source),
+            ("hardware", self.hardware),
+            ("expected of the recipe as it is written", self.expected),
+        ]
         return [f"  {what}: {text}" for what, text in said if text] + [f"  unsaid: {text}" for text in self.unsaid]
 
 

@@ -555,6 +555,11 @@ def _with_targets(raw: dict[str, Any], targets: Sequence[str | dict[str, Any]]) 
     among = raw.get("target")
     listed = list(among) if isinstance(among, list) else [] if among is None else [among]
     for target in targets:
+        if not isinstance(target, str | dict):
+            raise RecipeError(
+                "targets: expected names or mappings, which a recipe and a file of weights can hold, such as "
+                f"{{'name': 'linear', 'p': '-sigma', 'q': 'alpha'}}; found {target!r}."
+            )
         if any(_named("target", target) == _named("target", one) for one in listed):
             raise Conflict(f"the target {target!r} is compared already; leave it out.")
         listed.append(target)
