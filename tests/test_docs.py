@@ -43,8 +43,9 @@ REDUCED = [
     *("train.steps=4", "train.batch=8", "train.warmup=1", "train.validations=1"),
     *("sample.n=16", "sample.steps=2", "sample.reference=64", "metrics=null"),
 ]
-_SMALL_JIT = ["network.width=32", "network.depth=2", "network.heads=2", "network.bottleneck=16", "extractor=pixels"]
-_SMALL_UNET = ["network.size=null", "network.widths=[32, 32]", "extractor=pixels"]
+_FEATURES = "metrics=[frechet_distance]"  # that of thousands of pixels takes its time
+_SMALL_JIT = ["network.width=32", "network.depth=2", "network.heads=2", "network.bottleneck=16", _FEATURES]
+_SMALL_UNET = ["network.size=null", "network.widths=[32, 32]", _FEATURES]
 #: The same of built-in recipes whose network, data or sampler would be large or does not go with that, by the
 #: beginnings of their names.
 REDUCED_RECIPES = {
@@ -52,8 +53,8 @@ REDUCED_RECIPES = {
     "cifar10-patch16": _SMALL_JIT,
     "cifar10-parameterization": _SMALL_UNET,
     "cifar10-unet": _SMALL_UNET,
-    "imagenet": [*_SMALL_JIT, "network.size=null", "network.in_context=0", "data.size=32"],
-    "jit-ablation": [*_SMALL_JIT, "network.size=null", "data.size=32"],
+    "imagenet": [*_SMALL_JIT, "network.in_context=0", "data.size=32"],
+    "jit-ablation": [*_SMALL_JIT, "data.size=32"],
 }
 #: Options of other commands, where the page's own number would take long.
 REDUCED_OPTIONS = {
@@ -62,6 +63,8 @@ REDUCED_OPTIONS = {
 }
 #: Words that stand for the reader's own, and what they are here.
 STANDS_FOR = {"RUN": "runs/mine", "RECIPE": "spiral", "DIR": "runs/mine", "DATA": "mine.npy", "TARGET": "v"}
+#: What is published with weights of gigabytes, or is fetched: tests of sampling and of extractors make small ones.
+PUBLISHED_WEIGHTS = ("--official", "{name: inception, path: inception-2015-12-05.pt}")
 #: A folder that all nodes of a cluster see, and where it is here.
 SHARED = ("/shared/", "shared/")
 #: Ways of starting the same command on several processes; tests of training and evaluation do so.
@@ -453,6 +456,8 @@ def reduced(args, words: list[str]) -> list[str]:
     """The words of a command, and after them what makes it small."""
     if args.command in ("study", "train") and args.recipe:
         small = next((s for name, s in REDUCED_RECIPES.items() if args.recipe.startswith(name)), [])
+        if args.tiny:
+            small = [setting for setting in small if not setting.startswith("data.")]
         return [*words, *set_to([*REDUCED, *small])]
     return [*words, *REDUCED_OPTIONS.get(args.command, [])]
 
@@ -462,11 +467,11 @@ def run_command(command: str, expected: int) -> None:
     if words is None:
         return
     args = parsed(words)
-    if getattr(args, "official", None):
-        return  # published weights, of gigabytes; test_sample reads small ones
-    if args.command in ("study", "train") and args.recipe:
+    if any(weights in words for weights in PUBLISHED_WEIGHTS):
+        return
+    if args.command in ("study", "train") and (args.recipe or args.out) and not args.estimate:
         # Commands of a page that write to one folder are alternatives: each is to find it empty.
-        out = Path(args.out or f"runs/{Path(args.recipe).stem}")
+        out = Path(args.out or f"runs/{Path(args.recipe).stem}{'-tiny' * args.tiny}")
         init = [Path(p) for p in (getattr(args, "init", None), getattr(args, "add_confidence", None)) if p]
         if out.exists() and out not in init:
             shutil.rmtree(out)
