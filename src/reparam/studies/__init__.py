@@ -133,7 +133,7 @@ def study(
         with _claimed(folder, record) as claim:
             pool.check(folder)
             costs = _costs(plan, own, pool)
-            say(f"the whole takes {describe(costs, pool.on)}")
+            say(f"the whole takes {describe(costs, pool.on)}, and some seconds to start")
             claim()  # only now that every run is known to work: a mistake found above leaves the folder free
             _contact_sheets(plan, own, folder, say)
             seconds = {run: cost.seconds for run, cost in costs.items()}

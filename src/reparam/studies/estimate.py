@@ -18,7 +18,7 @@ from ..data import Data
 from ..denoiser import evaluating
 from ..errors import DataError, NetworkError, ReparamError
 from ..metrics import Reference
-from ..training import Diverged, Engine, Trainer
+from ..training import Diverged, Engine, Trainer, Validation
 from .pool import Resources
 from .recipe import RunConfig
 from .run import check_data, chosen_metrics, data_of, make_network, sample_chunk, scored, trainer_of
@@ -50,11 +50,12 @@ class Cost:
     scaled: dict[int, float] = field(default_factory=dict)
     kept: float = 0.0
     computed: bool = False
+    validate_s: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.train_s + self.sample_s + self.score_s
+        return self.train_s + self.validate_s + self.sample_s + self.score_s
 
 
 def probe(
@@ -104,8 +105,9 @@ def _of_run(config: RunConfig, data: Data, one: Cost, runs: int) -> Cost:
     # Real pictures' features are computed once for all runs.
     n = scored(config, data)
     features = one.score_s * (n + (min(c.reference, len(data.train)) + n) / runs)
+    validate = one.sample_s * config.train.validations * Validation.size(data.shape)
     train, sample = one.train_s * config.train.steps, one.sample_s * evaluations * n
-    return replace(one, train_s=train, sample_s=sample, score_s=features)
+    return replace(one, train_s=train, validate_s=validate, sample_s=sample, score_s=features)
 
 
 def probe_training(
@@ -214,7 +216,7 @@ def describe_training(cost: Cost, config: RunConfig, engine: Engine) -> str:
     return (
         f"about {in_words(cost.seconds)}: {in_words(cost.train_s)} of training, {each:.3g} s a step of "
         f"{_flops(whole)}FLOP ({_flops(whole * steps)}FLOP in all, {_flops(cost.flops / each)}FLOP/s a process), "
-        f"the rest samples and scores; {cost.bytes / 1e9:.1f} GB of memory a process{_elsewhere(cost)}"
+        f"the rest validation, samples and scores; {cost.bytes / 1e9:.1f} GB of memory a process{_elsewhere(cost)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,11 @@ class Validation:
     variance: float
     y: Tensor | None = None
 
+    @staticmethod
+    def size(shape: Sequence[int], bins: int = 10, each: int = 256) -> int:
+        """How many samples of this shape are drawn, in all bins together."""
+        return bins * max(8, min(each, _NUMBERS // (bins * math.prod(shape))))
+
     @classmethod
     def draw(
         cls,
@@ -46,7 +52,7 @@ class Validation:
     ) -> Validation:
         """A fixed draw over the held-out data and times in ``t_range``."""
         low, high = t_range
-        n = bins * max(8, min(each, _NUMBERS // (bins * math.prod(data.shape))))
+        n = cls.size(data.shape, bins, each)
         generator = torch.Generator().manual_seed(mix(0, 0xE44))
         t = low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
         order = torch.randperm(n, generator=generator) % len(data.heldout)
