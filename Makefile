@@ -22,6 +22,7 @@ help:
 	@echo "make bench     side-by-side timings against plain PyTorch, diffusers and SciPy"
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "setting up .venv, which takes a minute or more, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
@@ -48,6 +49,7 @@ lesson-data: $(STAMP)
 
 # The peers ask for torchvision, which brings a torch of its own; what is compared does without it, hence --no-deps.
 $(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
+	@echo "setting up .venv-peers, which takes a minute or more, once"
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
 		-e . pytest einops pillow scipy torchdiffeq torchsde

@@ -342,6 +342,17 @@ def test_the_whole_site_builds_and_its_links_hold(tmp_path):
     assert set(reparam.__all__) - named - modules == {"__version__"}
 
 
+def test_the_command_that_made_a_picture_stands_below_it():
+    captions = [
+        c for page in PAGES for c in re.findall(r"!\[[^]]*\]\([^)]+\)\n\n(.*?)\n\n", page.read_text(), flags=re.S)
+    ]
+    assert len(captions) == sum(page.read_text().count("![") for page in PAGES) >= 4
+    for caption in captions:
+        named = re.findall(r"`((?:reparam|make) study[^`]*)`", " ".join(caption.split()))
+        assert named, caption
+        assert all(parsed(name.split()[1:]) for name in named if name.startswith("reparam"))
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = set((ROOT / "docs" / "index.md").read_text().split())
     assert [name for name in NAMES[1:] if name not in ("index.md", "README.md") and name[:-3] not in listed] == []
