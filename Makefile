@@ -15,7 +15,7 @@ help:
 	@echo "make test      set up and run the tests"
 	@echo "make test-all  the slow, GPU and large-data tests too"
 	@echo "make docs      the site, in docs/_build"
-	@echo "make lesson    the lesson alone, one file: docs/_build/lesson/index.html"
+	@echo "make lesson    the lesson alone, one file: docs/_build/lesson.html"
 	@echo "make lesson-data  train the lesson's networks again, for docs/lesson/data.json"
 	@echo "make peers     trajectories and scores against other libraries', in .venv-peers"
 	@echo "make lint      ruff and mypy"
@@ -42,7 +42,7 @@ docs: $(STAMP)
 	@echo "the site: docs/_build/index.html"
 
 lesson: $(STAMP)
-	$(BIN)/python docs/lesson/build.py docs/_build/lesson/index.html
+	$(BIN)/python docs/lesson/build.py docs/_build/lesson.html
 
 lesson-data: $(STAMP)
 	$(BIN)/python docs/lesson/data.py

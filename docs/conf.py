@@ -1,5 +1,6 @@
 """Sphinx settings of the site: `make docs` writes it to docs/_build, offline, and warnings are errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,23 +55,16 @@ html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": False, "top_of_page_buttons": []}
 
 
-def leave_out_missing_pages(app, page, source):
-    """A name in the table of contents whose page is not there is no entry of it."""
-    if page == root_doc:
-        lines = source[0].split("\n")
-        kept = [line for line in lines if not line.isidentifier() or list(HERE.glob(f"{line}.*"))]
-        source[0] = "\n".join(kept)
-
-
 def build_lesson(app, failed):
     """The lesson is a page of its own, in one file."""
     if failed is None and app.builder.name == "html" and "lesson" in app.env.found_docs:
         page = Path(app.outdir) / "lesson" / "index.html"
-        done = subprocess.run([sys.executable, HERE / "lesson" / "build.py", page, "--home", "../index.html"])
+        command = [sys.executable, HERE / "lesson" / "build.py", page, "--home", "../index.html"]
+        source = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": source})
         if done.returncode != 0:
             raise ExtensionError("the lesson could not be built")
 
 
 def setup(app):
-    app.connect("source-read", leave_out_missing_pages)
     app.connect("build-finished", build_lesson)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 # Seconds after which the browser of a module is ended, so that no page in a loop keeps the tests waiting.
-LIMIT = 300
+LIMIT = 900
 # Playwright's own arguments switch off updates, extensions and the like; nothing finds a host.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND"]
 
@@ -48,6 +48,8 @@ def playwright() -> Any:
 @pytest.fixture(scope="module")
 def running_chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for a module: Playwright keeps an event loop running, which other modules must not meet."""
+    if shutil.which("timeout") is None:
+        missing("timeout, of GNU coreutils,")
     limited = tmp_path_factory.mktemp("browser") / "chromium"
     limited.write_text(f'#!/bin/sh\nexec timeout --signal=KILL {LIMIT} {shlex.quote(chromium())} "$@"\n')
     limited.chmod(0o700)

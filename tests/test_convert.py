@@ -506,6 +506,9 @@ def test_the_command_refuses(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").touch()
     assert "is the folder of a run" in fails("--to", "v", "--out", str(tmp_path / "run"))
+    assert convert_model(first, "v", tmp_path / "run" / "other.safetensors") is not None  # a recipe of the reader's own
+    for file in (tmp_path / "run").glob("other.*"):
+        file.unlink()
     (tmp_path / "run" / "metrics.jsonl").touch()
     assert "is the folder of a run" in fails("--to", "v", "--out", str(tmp_path / "run" / "other.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["first.safetensors", "first.spec.json", "run"]

@@ -933,24 +933,24 @@ def test_our_loss_in_their_loop_is_theirs():
 
 
 def added_lines():
-    """The three lines that docs/diffusers.md adds to their example."""
+    """The four lines that docs/diffusers.md adds to their example."""
     page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
     added = [line[1:].strip() for line in page.splitlines() if line.startswith("+")]
-    assert len(added) == 3
+    assert len(added) == 4
     return added
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_their_training_loop_with_three_lines_more(prediction, tmp_path):
+def test_their_training_loop_with_four_lines_more(prediction, tmp_path):
     """The loop of their example of unconditional generation, with the lines of the documentation as they stand."""
     torch.manual_seed(0)
     noise_scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, prediction_type=prediction)
     model = unet().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     names = {"noise_scheduler": noise_scheduler, "model": model}
-    first, second, third = added_lines()
-    exec(f"{first}\n{second}", names)
-    line, losses = compile(third, "docs/diffusers.md", "exec"), []
+    *before, last = added_lines()
+    exec("\n".join(before), names)
+    line, losses = compile(last, "docs/diffusers.md", "exec"), []
     for _ in range(40):
         names["clean_images"] = 0.5 + 0.05 * torch.randn(16, 3, 8, 8)
         exec(line, names)

@@ -65,6 +65,8 @@ REDUCED_OPTIONS = {
 STANDS_FOR = {"RUN": "runs/mine", "RECIPE": "spiral", "DIR": "runs/mine", "DATA": "mine.npy", "TARGET": "v"}
 #: What is published with weights of gigabytes, or is fetched: tests of sampling and of extractors make small ones.
 PUBLISHED_WEIGHTS = ("--official", "{name: inception, path: inception-2015-12-05.pt}")
+#: In the text a command may be one of several, or of the reader's own.
+PLACEHOLDER = r"[A-Z]{3,}|…|\||^reparam (?:\w+\.|[\w-]+$)"
 #: A folder that all nodes of a cluster see, and where it is here.
 SHARED = ("/shared/", "shared/")
 #: Ways of starting the same command on several processes; tests of training and evaluation do so.
@@ -189,9 +191,14 @@ def test_a_script_for_a_cluster_is_one(block):
 
 
 def test_what_is_not_run_is_there():
-    table = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    table = (
+        (ROOT / "pyproject.toml")
+        .read_text(encoding="utf-8")
+        .split("[project.optional-dependencies]")[1]
+        .split("\n[")[0]
+    )
     extras = set(re.findall(r"^(\w+) = \[", table, flags=re.M))
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
     for command in (c for b in all_blocks("sh") for c in commands(b)):
         if found := re.fullmatch(r"make ([a-z-]+)", command):
             assert found[1] in targets, command
@@ -287,7 +294,7 @@ def test_two_pages_build(tmp_path):
     for name in ("mathematics.md", "confidence.md"):
         shutil.copy(ROOT / "docs" / name, source)
     (source / "conf.py").write_text(
-        (ROOT / "docs" / "conf.py").read_text().replace("HERE.parent", f"Path({str(ROOT)!r})")
+        (ROOT / "docs" / "conf.py").read_text(encoding="utf-8").replace("HERE.parent", f"Path({str(ROOT)!r})")
     )
     (source / "index.md").write_text("# Two\n\n```{toctree}\nmathematics\nconfidence\n```\n")
     build(source, tmp_path / "site", "-D", "suppress_warnings=myst.xref_missing")
@@ -342,11 +349,26 @@ def test_the_whole_site_builds_and_its_links_hold(tmp_path):
     assert set(reparam.__all__) - named - modules == {"__version__"}
 
 
+def test_the_commands_of_the_lesson_and_within_the_text_exist():
+    lesson = (ROOT / "docs" / "lesson" / "page.html").read_text(encoding="utf-8")
+    spans = re.findall(r"<code>(reparam .*?)</code>", lesson, flags=re.S)
+    assert spans
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+        spans += [" ".join(span.split()) for span in re.findall(r"`(reparam [^`]+)`", prose)]
+    assert len(spans) > 30
+    for span in spans:
+        if not re.search(PLACEHOLDER, span):
+            parsed(arguments(span.replace("\\\n", " ")))
+
+
 def test_the_command_that_made_a_picture_stands_below_it():
     captions = [
-        c for page in PAGES for c in re.findall(r"!\[[^]]*\]\([^)]+\)\n\n(.*?)\n\n", page.read_text(), flags=re.S)
+        c
+        for page in PAGES
+        for c in re.findall(r"!\[[^]]*\]\([^)]+\)\n\n(.*?)\n\n", page.read_text(encoding="utf-8"), flags=re.S)
     ]
-    assert len(captions) == sum(page.read_text().count("![") for page in PAGES) >= 4
+    assert len(captions) == sum(page.read_text(encoding="utf-8").count("![") for page in PAGES) >= 4
     for caption in captions:
         named = re.findall(r"`((?:reparam|make) study[^`]*)`", " ".join(caption.split()))
         assert named, caption
@@ -354,7 +376,7 @@ def test_the_command_that_made_a_picture_stands_below_it():
 
 
 def test_every_page_is_in_the_table_of_contents():
-    listed = set((ROOT / "docs" / "index.md").read_text().split())
+    listed = set((ROOT / "docs" / "index.md").read_text(encoding="utf-8").split())
     assert [name for name in NAMES[1:] if name not in ("index.md", "README.md") and name[:-3] not in listed] == []
 
 
@@ -429,11 +451,11 @@ def stand_ins(tmp_path_factory) -> Path:
     """A folder with all that the pages name as the reader's own."""
     folder = tmp_path_factory.mktemp("reader")
     np.save(folder / "mine.npy", np.random.default_rng(0).normal(size=(400, 3)))
-    (folder / "mine.yaml").write_text(MINE)
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "mine.yaml").write_text(MINE, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "mine.py").write_text(next(b.text for b in all_blocks("python") if b.text.startswith("# mine.py")))
     (folder / "pkg").mkdir()
-    (folder / "pkg" / "mod.py").write_text(OWN_NETWORK)
+    (folder / "pkg" / "mod.py").write_text(OWN_NETWORK, encoding="utf-8")
     make_pictures(folder)
     with _in(folder):
         do(["train", "recipe.yaml", "--out", "runs/mine", "--tracker", "none"])
@@ -486,7 +508,7 @@ def run_command(command: str, expected: int) -> None:
         init = [Path(p) for p in (getattr(args, "init", None), getattr(args, "add_confidence", None)) if p]
         if out.exists() and out not in init:
             shutil.rmtree(out)
-    # What is trained for so few steps cannot be told by identify, which says so by 1.
+    # What is trained for so few steps cannot be told by identify, which says so by 1; a mistake would be 2.
     do(reduced(args, words), *([0, 1] if args.command == "identify" else [expected]))
 
 
@@ -505,7 +527,7 @@ def test_the_commands_work(name, stand_ins, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     for block in blocks(PAGES[NAMES.index(name)]):
         if found := re.match(r"# (\w+\.(?:py|yaml))\n", block.text):
-            Path(found[1]).write_text(block.text)
+            Path(found[1]).write_text(block.text, encoding="utf-8")
         if block.info == "python":
             subprocess.run([sys.executable, "-c", block.text], check=True)
         if block.info == "sh":

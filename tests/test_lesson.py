@@ -1,12 +1,10 @@
 """The lesson: how it is put together, and what it says against its data and the library."""
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,21 +12,8 @@ import torch
 
 import reparam as rp
 
-LESSON = Path(__file__).parents[1] / "docs" / "lesson"
-TARGETS = ("x0", "eps", "v", "velocity", "score")
-
 pytest.importorskip("latex2mathml")
-
-
-def module(name):
-    """A module of docs/lesson, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"lesson_{name}", LESSON / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-build, figures = module("build"), module("figures")
+from lesson_page import LESSON, TARGETS, build, figures, luminance
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +85,7 @@ def test_every_cell_of_the_summary_leads_to_a_figure(page):
     cells = re.findall(r"<td>(.*?)</td>", table)
     assert len(cells) == 5 * 8
     for cell in cells:
-        assert cell == "–" or re.fullmatch(r'<a href="#fig-\w+">[×−,\d.e]+</a>', cell), cell
+        assert cell == "–" or re.fullmatch(r'<a href="#fig-\w+"(?: data-set="[^"]+")?>[×−,\d.e]+</a>', cell), cell
 
 
 # Sentences that no number of the data is filled into: each holds of the data.
@@ -118,7 +103,13 @@ def test_what_the_text_says_of_the_digits_holds(data):
         assert 1.3 * wide["x0"]["frechet"] < wide[name]["frechet"] < 0.1 * min(scores[name])
         assert wide[name]["nearest"]["trained_on"] > 0.98 * wide[name]["nearest"]["held_out"]
     assert wide["x0"]["nearest"]["trained_on"] < 0.95 * wide["x0"]["nearest"]["held_out"]
-    assert wide["x0"]["frechet"] > digits["floor"]["frechet"]
+    floor = digits["floor"]
+    assert floor["copied"] < floor["frechet"] < wide["x0"]["frechet"]
+    # Scans that nobody learned from are as far from those trained on as the samples are from those that were not.
+    assert floor["nearest"] == pytest.approx(wide["x0"]["nearest"]["held_out"], rel=0.02)
+    assert floor["x_t_error"][0] == pytest.approx((1 / 9) ** 2 / 0.752**2, rel=0.02)
+    late = {name: narrow[name]["velocity"]["error"][-1][digits["levels"].index(0.9)] for name in ("x0", "v")}
+    assert late["v"] < late["x0"]
     low, top = digits["levels"].index(0.1), len(digits["levels"]) - 1
     ends = {name: run["error"][-1] for name, run in wide.items()}
     assert ends["x0"][low] > max(ends[name][low] for name in ("eps", "v", "velocity"))
@@ -144,21 +135,33 @@ def test_what_the_text_says_of_the_spiral_holds(data):
     assert min(plane, key=lambda name: plane[name]["manifold_distance"]) == "x0"
     assert spiral["width"] == 8 * 32 == 512 / 2
     assert middle["x0"]["manifold_distance"] < spiral["blind"] / 5
-    for name in ("velocity", "eps"):
+    for name in ("v", "velocity", "eps"):
         assert 0.8 < middle[name]["manifold_distance"] / spiral["blind"] < 1.25
-    assert 100 * space["x0"]["off_manifold"] < space["velocity"]["off_manifold"] < 0.1 * space["eps"]["off_manifold"]
+    for name in ("v", "velocity"):
+        assert 100 * space["x0"]["off_manifold"] < space[name]["off_manifold"] < 0.1 * space["eps"]["off_manifold"]
+    lowest = {
+        dim: {name: run["error_by_level"][-1][0] for name, run in row.items()} for dim, row in spiral["runs"].items()
+    }
+    assert {min(row, key=row.__getitem__) for row in lowest.values()} == {"x0"}
 
 
 def test_what_the_text_says_of_sampling_and_confidence_holds(data):
     away = {name: run["away"] for name, run in data["sampling"]["runs"].items()}
-    first, half = ({name: row[i] for name, row in away.items()} for i in (0, 10))
+    first = {name: row[0] for name, row in away.items()}
     assert data["sampling"]["t"][10] == pytest.approx(0.49)
-    assert half["eps"] < half["x0"]
+    agree = {(name, at): figures.agreement(data, name, at) for name in ("eps", "v", "velocity") for at in (0, 10)}
+    assert agree["eps", 0] < 0.5 < 0.8 < min(agree["eps", 10], agree["v", 0], agree["velocity", 0])
     assert max(first["v"], first["velocity"]) < 1.3 * first["x0"]
     assert first["eps"] > 5 * max(v for name, v in first.items() if name != "eps")
     for level in data["confidence"]["reliability"]:
         assert 0.8 < level["z2"] < 1.25
         assert 0 < level["beyond_position"] < 0.75 * level["correlation"]
+    confidence, longer = data["confidence"], data["confidence"]["longer"]
+    at = data["dynamics"]["digits"]["levels"].index(0.3)
+    plain = data["dynamics"]["digits"]["targets"]["x0"]["error"][-1][at]
+    assert plain < longer["error"][-1][at] < confidence["error"][-1][at]
+    assert confidence["reliability"][0]["t"] == longer["reliability"][0]["t"] == 0.3
+    assert longer["reliability"][0]["z2"] > 2
 
 
 def test_what_errors_of_v_and_velocity_count_is_as_the_text_says(page):
@@ -198,11 +201,9 @@ def test_the_published_figures_of_the_text_agree_with_each_other(page, data):
     assert (round(min(ahead)), round(max(ahead))) == (int(low), int(high))
 
 
-def luminance(colour):
+def channels(colour):
     digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    channels = [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
-    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
@@ -213,14 +214,16 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
         for name, least in {"ink": 4.5, "muted": 4.5, "link": 4.5, "right": 4.5, "wrong": 4.5, "rule": 3}.items() | {
             (name, 3) for name in (*TARGETS, "other")
         }:
-            low, high = sorted([luminance(colours[name]), luminance(colours[ground])])
+            low, high = sorted(luminance(channels(colours[which])) for which in (name, ground))
             assert (high + 0.05) / (low + 0.05) >= least, (name, ground)
 
 
 def test_the_command_writes_the_page_or_says_why_not(tmp_path, data, capsys):
-    out, large = tmp_path / "new" / "lesson.html", tmp_path / "data.json"
-    large.write_text(json.dumps(data | {"padding": "x" * 3_000_000}))
-    for given, said in ((large, "more than 3,000,000"), (tmp_path / "none.json", "No such file")):
+    out, large, old = tmp_path / "new" / "lesson.html", tmp_path / "data.json", tmp_path / "old.json"
+    large.write_text(json.dumps(data | {"confidence": data["confidence"] | {"padding": "x" * 3_000_000}}))
+    old.write_text("{}")
+    told = {large: "more than 3,000,000", old: "make it anew with data.py", tmp_path / "none.json": "No such file"}
+    for given, said in told.items():
         assert build.main([str(out), "--data", str(given)]) == 2
         assert said in capsys.readouterr().err
         assert not out.exists()

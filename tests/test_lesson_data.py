@@ -19,7 +19,7 @@ TARGETS = ("x0", "eps", "v", "velocity")
 
 @pytest.fixture(scope="module")
 def found() -> Any:
-    return json.loads((LESSON / "data.json").read_text())
+    return json.loads((LESSON / "data.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_no_number_is_nan_or_infinite(found: Any) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(f"data.json holds {name}, which no browser reads as JSON")
 
-    json.loads((LESSON / "data.json").read_text(), parse_constant=refuse)
+    json.loads((LESSON / "data.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_the_curves_of_training_have_one_entry_a_recorded_step(found: Any) -> None:
@@ -74,7 +74,7 @@ def test_the_curves_of_training_have_one_entry_a_recorded_step(found: Any) -> No
         assert {len(row) for row in run["error"]} == {len(digits["levels"])}
         assert 0 < run["frechet"] < math.inf
         assert set(run["nearest"]) == {"trained_on", "held_out"}
-        assert decoded(run["samples"]).shape == (24, 64)
+        assert decoded(run["samples"]).shape == (6, 64)
     assert [str(d) for d in spiral["dims"]] == list(spiral["runs"])
     for row in spiral["runs"].values():
         for run in row.values():
@@ -82,7 +82,6 @@ def test_the_curves_of_training_have_one_entry_a_recorded_step(found: Any) -> No
             points = np.array(run["points"])
             assert points.shape == (200, 2)
             assert np.abs(points).max() <= 400
-            assert (np.abs(points) == 400).any(1).mean() >= run["clipped"]
 
 
 def test_the_scans_are_real_ones_that_no_network_learned_from(found: Any, maker: ModuleType) -> None:
@@ -188,11 +187,9 @@ def test_weightings_are_their_formulas(found: Any, name: str) -> None:
     # A table's first steps are wide apart, and the density between two of them is a matter of how they are joined.
     table = row["schedule"] == "ddpm"
     inside, tolerance = (slice(2, 64), 0.05) if table else (slice(None), 0.01)
-    for key, w in (("w", density * m_x / SNR), ("w_x", density * m_x)):
-        shown = np.array(row[key])
-        assert shown.max() == 1
-        scale = shown[40] / w[40]
-        assert np.allclose(shown[inside], np.maximum(w * scale, 1e-12)[inside], rtol=tolerance)
+    w, shown = density * m_x / SNR, np.array(row["w"])
+    assert shown.max() == 1
+    assert np.allclose(shown[inside], np.maximum(w * shown[40] / w[40], 1e-12)[inside], rtol=tolerance)
 
 
 def test_edm2_is_edm_over_its_learned_loss(found: Any) -> None:
@@ -229,7 +226,6 @@ def test_no_network_beats_the_best_denoiser(found: Any) -> None:
         ideal = np.array(spiral["ideal_by_dim"][dim])
         assert (np.diff(ideal) > 0).all()
         assert ideal[-1] == pytest.approx(1, abs=0.05)
-        assert np.allclose(spiral["ideal"], ideal, rtol=0.15)
         for run in row.values():
             assert (np.array(run["error_by_level"]) > 0.97 * ideal).all()
             at = spiral["levels"].index(spiral["level"])
@@ -277,12 +273,22 @@ def test_what_is_recorded_is_what_the_code_makes(found: Any, maker: ModuleType) 
         ("digits", formulas.scans()),
         ("noise", formulas.noise()),
         ("schedules", formulas.schedules()),
-        ("targets", formulas.targets()),
         ("weightings", formulas.weightings(u)),
     ):
         assert found[key] == value, key
     assert found["dynamics"]["digits"]["floor"] == maker.runs.digits_floor()
-    assert found["results"]["published"] == maker.results.PUBLISHED
+    results = maker.results
+    assert found["results"]["published"] == results.PUBLISHED
+    rows = {row["id"]: row for row in found["results"]["rows"]}
+    assert {name: row["claim"] for name, row in rows.items() if name in results._CLAIMS} == results._CLAIMS
+    for made in (results._one_loss(), results._conversion(), results._amplification()):
+        assert (rows[made["id"]]["claim"], rows[made["id"]]["numbers"].keys()) == (
+            made["claim"],
+            made["numbers"].keys(),
+        )
+    assert rows["amplification"] == results._amplification()
+    noted = (found["dynamics"]["digits"], found["sampling"], found["confidence"])
+    assert [part["note"] for part in noted] == [results.DIGITS_NOTE, results.SAMPLING_NOTE, results.CONFIDENCE_NOTE]
 
 
 def test_every_command_names_runs_that_exist(found: Any, maker: ModuleType) -> None:

@@ -20,6 +20,7 @@ from reparam.studies import estimate
 from reparam.studies.estimate import Cost
 from reparam.studies.recipe import load_recipe
 from reparam.studies.scale import Machine, Work, counting, memory, project, stand_in, stated, work_of
+from reparam.training import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
@@ -274,6 +275,16 @@ def test_a_recipe_says_what_it_is_and_costs_before_its_data_are_there(tmp_path, 
     assert f"{2 * 100 * 24 * work.flops / 1e9:.3g} GFLOP" in text
     assert [line.split(":")[0].strip() for line in told[9:11]] == ["on  1 NVIDIA H200", "on  8 NVIDIA H200"]
     assert all("the host is the limit" in line for line in told[9:11])  # too small a network for such a GPU
+
+
+def test_an_estimate_counts_validation():
+    config = next(iter(load_recipe(UNSEEN).runs.values()))
+    data = stand_in((3, 32, 32), 10)
+    one = Cost(train_s=0.5, sample_s=0.25, score_s=0.0, bytes=0.0)
+    found = estimate._of_run(config, data, one, 1)
+    drawn = len(Validation.draw(data, (0.0, 1.0)).t)
+    assert found.validate_s == config.train.validations * drawn * 0.25 > 0
+    assert found.seconds == found.train_s + found.validate_s + found.sample_s + found.score_s
 
 
 def test_an_estimate_says_what_more_gpus_do_not_shorten(tmp_path):

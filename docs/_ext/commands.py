@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any, ClassVar
+from unittest import mock
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -15,9 +16,10 @@ class Commands(Directive):
     option_spec: ClassVar[dict[str, Any]] = {}
 
     def run(self) -> list[nodes.Node]:
-        os.environ["COLUMNS"] = "88"  # argparse wraps at the width of the terminal that builds the site
-        parsers = next(action for action in _parser()._actions if action.dest == "command").choices
-        return [self._section(name, parser.format_help()) for name, parser in parsers.items()]
+        # argparse wraps, and colours, for the terminal that builds the site
+        with mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"):
+            parsers = next(action for action in _parser()._actions if action.dest == "command").choices
+            return [self._section(name, parser.format_help()) for name, parser in parsers.items()]
 
     def _section(self, name: str, text: str) -> nodes.Node:
         section = nodes.section(ids=[name], names=[name])

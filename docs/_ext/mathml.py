@@ -34,7 +34,8 @@ def visit_block(translator: Any, node: nodes.Element) -> None:
     if node.get("number") is not None:
         raise ExtensionError("numbered formulas are not supported: give the formula a heading to link to")
     formula = mathml(node.astext(), True, node)
-    # Wide formulas scroll in place (site.css), by keyboard as well: browsers give what scrolls a tab stop.
+    # Wide formulas scroll in place (site.css), by keyboard as well in Firefox and in Chromium from 130, which
+    # give what scrolls a tab stop.
     translator.body.append(f'<div class="formula">{formula}</div>\n')
     raise nodes.SkipNode
 

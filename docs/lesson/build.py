@@ -27,6 +27,8 @@ import figures  # noqa: E402
 import reparam as rp  # noqa: E402
 
 LIMIT = 3_000_000
+#: What the script reads of the data.
+SCRIPTED = ("digits", "noise", "schedules", "lambda", "dynamics", "sampling", "confidence")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(\(?)\$(.+?)\$([.,:;)]*)", re.S)
 _FIELD = re.compile(r"\{\{([^{}]+)\}\}")
 
@@ -106,7 +108,7 @@ def number_at(data: Any, path: list[str]) -> float:
                 found = named[key] if key in named else found[int(key)]
             else:
                 found = found[key]
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise LessonError(f"data.json has no {':'.join(path)}: make it anew with data.py") from error
     if not isinstance(found, int | float):
         raise LessonError(f"{':'.join(path)} of data.json is no number but {found!r}")
@@ -114,7 +116,7 @@ def number_at(data: Any, path: list[str]) -> float:
 
 
 def spoken(text: str) -> str:
-    """An option as the name of its radio button: browsers leave formulas out of the names that they make."""
+    """A question or an option as the name of its field: browsers leave formulas out of the names that they make."""
     signs = {r"\varepsilon": "ε", r"\alpha": "α", r"\sigma": "σ", r"\,": " ", "_0": "₀", "^2": "²", "-": "−"}
 
     def said(match: re.Match[str]) -> str:
@@ -122,7 +124,7 @@ def spoken(text: str) -> str:
         for sign, character in signs.items():
             words = words.replace(sign, character)
         if re.search(r"[\\^_{}]", words):
-            raise LessonError(f"the option {text!r} has a formula that cannot be said in words")
+            raise LessonError(f"{text!r} has a formula that cannot be said in words: give it another, “spoken”")
         return words
 
     return html.escape(re.sub(r"\$(.+?)\$", said, text))
@@ -141,8 +143,10 @@ def question(index: int, entry: dict[str, Any]) -> str:
             f"<span>{option['text']}</span></label>"
         )
         answers.append(f"<li><b>{'Right.' if right else 'Not so.'}</b> {option['why']}</li>")
+    words = spoken(entry.get("spoken", entry["question"]))
+    name = f' aria-label="{index}. {words}"' if "$" in entry["question"] else ""
     return (
-        f'<fieldset class="question" id="question-{index}"><legend><b>{index}.</b> {entry["question"]}</legend>'
+        f'<fieldset class="question" id="question-{index}"{name}><legend><b>{index}.</b> {entry["question"]}</legend>'
         f"{''.join(options)}"
         f"<details><summary>All answers, explained</summary><ol>{''.join(answers)}</ol></details>"
         '<button type="button" class="check">Check</button><p class="why" role="status"></p></fieldset>'
@@ -217,6 +221,8 @@ def drawings(data: dict[str, Any]) -> dict[str, str]:
         "training_error": figures.training_chart(data, "error"),
         "training_loss": figures.training_chart(data, "loss"),
         "training_legend": trained,
+        "training_words": figures.training_words(data),
+        "away_words": figures.away_words(data),
         "drawn": figures.drawn_digits(data),
         "frechet": figures.frechet_table(data),
         "spirals": figures.spiral_panels(data),
@@ -234,12 +240,19 @@ def drawings(data: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def measured() -> dict[str, str]:
+def measured(data: dict[str, Any]) -> dict[str, str]:
     """Numbers of the text that are computed here."""
+    names, steps = ("eps", "v", "velocity"), (0, 10)
+    agree = {f"agree_{n}_{at}": figures.signed(figures.agreement(data, n, at)) for n in names for at in steps}
     grown = {f"grow_{target}_{of}_{t}": figures.number(v) for (target, of, t), v in figures.growth().items()}
     # There an error of velocity counts most: where DDPM's table ends.
     last = rp.target("velocity").amplification(1.0, rp.schedule("ddpm")).x0
-    return grown | {"grow_velocity_ddpm": figures.number(float(last))}
+    return grown | agree | {"grow_velocity_ddpm": figures.number(float(last))}
+
+
+def embedded(data: dict[str, Any]) -> str:
+    """JSON that ends no script element."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
 def page(data: dict[str, Any], home: str | None = None) -> str:
@@ -261,14 +274,14 @@ def page(data: dict[str, Any], home: str | None = None) -> str:
         "script": script,
         "style_hash": _digest(style),
         "script_hash": _digest(script),
-        "data": json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        "data": embedded({key: data[key] for key in SCRIPTED}),
         "home": f'<a href="{html.escape(home)}">All of the documentation</a>' if home else "",
         "quiz": quiz(json.loads(questions)),
         "notes": "</p><p>".join(html.escape(part["note"]) for part in noted),
         **{key: html.escape(str(data["made"][key])) for key in ("command", "date", "hardware", "version")},
     }
     text = with_named_figures(with_formulas(template))
-    return filled(text, fields | choices(data) | drawings(data) | measured(), data)
+    return filled(text, fields | choices(data) | drawings(data) | measured(data), data)
 
 
 def _digest(text: str) -> str:
@@ -290,6 +303,9 @@ def main(arguments: list[str] | None = None) -> int:
         given.out.write_text(written, encoding="utf-8")
     except (LessonError, OSError, json.JSONDecodeError) as error:
         print(f"the lesson was not made: {error}", file=sys.stderr)
+        return 2
+    except (KeyError, TypeError) as error:
+        print(f"the lesson was not made: {given.data} lacks {error}; make it anew with data.py", file=sys.stderr)
         return 2
     print(f"{given.out}: {size / 1e6:.2f} MB")
     return 0

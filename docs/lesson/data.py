@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -39,6 +40,14 @@ STEPS, CONFIDENCE_STEPS, EDM2_STEPS = 2500, 700, 1000
 DIMS = (2, 8, 32, 128, 512)
 
 
+@functools.cache
+def _sources() -> str:
+    """Of all code that a run comes from: the programs here, and the library."""
+    here = [HERE / "runs.py", HERE / "formulas.py"]
+    files = [*here, *sorted(Path(rp.__file__).parent.rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 class Job(NamedTuple):
     """A run: the function of :mod:`runs`, and its arguments, plain data."""
 
@@ -48,7 +57,7 @@ class Job(NamedTuple):
     @property
     def file(self) -> str:
         """What its result is kept under: another name as soon as anything about it is another."""
-        text = json.dumps([self.function, self.arguments, rp.__version__, (HERE / "runs.py").read_text()])
+        text = json.dumps([self.function, self.arguments, _sources()])
         return hashlib.sha256(text.encode()).hexdigest()[:16] + ".json"
 
 
@@ -69,6 +78,7 @@ def jobs() -> dict[str, Job]:
         for target in SPIRAL_TARGETS:
             found[f"spiral-{dim}-{target}"] = Job("spiral_run", {"dim": dim, "target": target, "steps": STEPS})
     found["confidence"] = Job("confidence_run", {"steps": CONFIDENCE_STEPS})
+    found["confidence-longer"] = Job("confidence_run", {"steps": STEPS})
     found["edm2"] = Job("edm2_run", {"steps": EDM2_STEPS})
     return found
 
@@ -91,7 +101,7 @@ def made(wanted: Mapping[str, Job], cache: Path, processes: int) -> dict[str, di
             name = futures[future]
             write_text(kept[name], json.dumps(future.result()))
             print(f"{count:3}/{len(missing)}  {name:24} {time.perf_counter() - begun:6.0f} s", flush=True)
-    return {name: json.loads(file.read_text()) for name, file in kept.items()}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in kept.items()}
 
 
 def assembled(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -101,12 +111,16 @@ def assembled(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "digits": formulas.scans(),
         "noise": formulas.noise(),
         "schedules": formulas.schedules(),
-        "targets": formulas.targets(),
         "lambda": formulas.rounded(formulas.LAMBDA),
         "weightings": formulas.weightings(u),
         "dynamics": {"digits": _digits(found), "spiral": _spiral(found)},
         "sampling": _sampling(found),
-        "confidence": {"command": _command("confidence"), "note": results.CONFIDENCE_NOTE, **found["confidence"]},
+        "confidence": {
+            "command": _command("confidence", "confidence-longer"),
+            "note": results.CONFIDENCE_NOTE,
+            **found["confidence"],
+            "longer": {k: v for k, v in found["confidence-longer"].items() if k != "examples"},
+        },
         "results": results.table(found),
     }
 
@@ -145,7 +159,6 @@ def _spiral(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "level": runs.SPIRAL_LEVEL,
         "levels": runs.LEVELS,
         **found["spiral-truth"],
-        "ideal": formulas.rounded(torch.tensor(list(ideal.values()), dtype=torch.float64).mean(0), 3),
         "ideal_by_dim": ideal,
         "runs": {str(d): {t: found[f"spiral-{d}-{t}"] for t in SPIRAL_TARGETS} for d in DIMS},
     }

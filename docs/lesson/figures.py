@@ -11,6 +11,7 @@ import html
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ TARGETS = ("x0", "eps", "v", "velocity", "score")
 SHORT = {"x0": "x₀", "eps": "ε", "v": "v", "velocity": "velocity", "score": "score"}
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 8, 190
-STD_SCALE = 0.6  # of the maps of confidence: 255 is a standard deviation of 0.6
 START: dict[str, Any] = {"digit": 3, "noise": 0, "t": 0.5, "source": "eps", "convert_t": 0.8, "error": 0.2}
 
 escape = html.escape
@@ -79,6 +79,12 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return cov / size if size else 0.0
 
 
+def rounded(value: float, digits: int) -> str:
+    """As JavaScript's toFixed: of two equally near ones the larger."""
+    exact = Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{exact:,.{digits}f}"
+
+
 def number(value: float) -> str:
     """Three digits, as the script writes them; what is nothing but rounding is 0."""
     if not math.isfinite(value):
@@ -88,7 +94,7 @@ def number(value: float) -> str:
     if abs(value) >= 1e6 or abs(value) < 1e-3:
         return scientific(value)
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2 if abs(value) >= 0.9995 else 3
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return rounded(value, digits).replace("-", "−")
 
 
 def scientific(value: float) -> str:
@@ -341,7 +347,8 @@ def weighting_boxes(data: Data, formula: Callable[[str], str]) -> str:
         checked = " checked" if shown_at_first(entry["name"]) else ""
         swatched = swatch("w").replace("of-w", f"w{index}")
         boxes.append(
-            f'<label><input type="checkbox" data-weighting="{escape(entry["name"])}"{checked}>{swatched}'
+            f'<label><input type="checkbox" data-weighting="{escape(entry["name"])}"{checked} '
+            f'aria-label="{escape(entry["label"])}, {drawn_with(entry)}">{swatched}'
             f"<span>{escape(entry['label'])} <small>{formula(entry['formula'])}, {drawn_with(entry)}</small></span>"
             "</label>"
         )
@@ -401,6 +408,14 @@ def drawn_digits(data: Data) -> str:
         score = f'<output data-out="frechet-{name}" aria-live="off">Fréchet {number(run["frechet"])}</output>'
         rows.append(f'<li><b>{swatch(name)}{SHORT[name]}</b><div class="row">{pictures}</div>{score}</li>')
     return f'<ul class="drawn">{"".join(rows)}</ul>'
+
+
+def training_words(data: Data) -> str:
+    """As the script has it for the level that is shown."""
+    digits = data["dynamics"]["digits"]
+    at = middle(digits["levels"])
+    ends = ", ".join(f"{SHORT[name]} {number(run['error'][-1][at])}" for name, run in digits["targets"].items())
+    return f"Error of x₀ at t = {digits['levels'][at]:.2f}, at the end of training: {ends}"
 
 
 def frechet_table(data: Data) -> str:
@@ -524,6 +539,19 @@ def sampling_table(data: Data) -> str:
     )
 
 
+def away_words(data: Data) -> str:
+    """As the script has it for the step that is shown."""
+    sampling, at = data["sampling"], peek_start(data)
+    away = ", ".join(f"{SHORT[name]} {number(run['away'][at])}" for name, run in sampling["runs"].items())
+    return f"Distance of the believed x₀ from the end at t = {sampling['t'][at]:.2f}: {away}"
+
+
+def agreement(data: Data, name: str, at: int) -> float:
+    """The correlation of a model's belief with that of x0, averaged over the samples that are shown."""
+    ours, theirs = (data["sampling"]["runs"][n]["x0"] for n in (name, "x0"))
+    return sum(correlation(a[at], b[at]) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
 def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
@@ -555,15 +583,14 @@ def confidence_pictures(data: Data) -> str:
     entries = []
     for kind, words in MAPS.items():
         fills = [heat(v) if kind in ("std", "error") else shade(v) for v in example[kind]]
-        entries.append(
-            captioned(picture(f"sure-{kind}", words, fills), words, sure_words(example, kind), f"sure-{kind}")
-        )
+        told = sure_words(example, kind, data["confidence"]["full_scale"])
+        entries.append(captioned(picture(f"sure-{kind}", words, fills), words, told, f"sure-{kind}"))
     return f'<ul class="pictures">{"".join(entries)}</ul>'
 
 
-def sure_words(example: Data, kind: str) -> str:
+def sure_words(example: Data, kind: str, full_scale: float) -> str:
     if kind in ("std", "error"):
-        return f"rms {number(STD_SCALE / 255 * rms(example[kind]))}"
+        return f"rms {number(full_scale / 255 * rms(example[kind]))}"
     return f"t = {example['t']:.2f}" if kind == "x_t" else f"a {example['label']}" if kind == "x0" else ""
 
 
@@ -617,25 +644,30 @@ def growth() -> dict[tuple[str, str, str], float]:
     return found
 
 
+def leading(figure: str, controls: str, words: str | None) -> str:
+    """A link to a figure, which sets its controls; a dash for what was not measured."""
+    asked = f' data-set="{controls}"' if controls else ""
+    return f'<a href="#{figure}"{asked}>{words}</a>' if words else "–"
+
+
 def summary(data: Data) -> str:
-    """The rows of the last table: each number leads to its figure."""
+    """The rows of the last table: each number leads to its figure, and sets its controls."""
     digits, spiral, grown = data["dynamics"]["digits"], data["dynamics"]["spiral"]["runs"], growth()
-    rows = []
+    rows, at = [], digits["levels"].index(0.1)
     for name in TARGETS:
         narrow, wide = digits["narrow"]["targets"].get(name), digits["targets"].get(name)
         far, near, peeked = spiral["512"].get(name), spiral["2"].get(name), data["sampling"]["runs"].get(name)
+        one = f"source={name} convert-error=1 convert-schedule=rectified_flow convert-t"
         cells = [
-            ("fig-grow", f"×{number(grown[name, 'x0', '0.9'])}"),
-            ("fig-grow", f"×{number(grown[name, 'eps', '0.1'])}"),
-            ("fig-frechet", narrow and number(narrow["velocity"]["frechet"])),
-            ("fig-frechet", wide and number(wide["frechet"])),
-            ("fig-digits", wide and number(wide["error"][-1][digits["levels"].index(0.1)])),
-            ("fig-spiral", far and number(far["off_manifold"])),
-            ("fig-spiral", near and number(near["manifold_distance"])),
-            ("fig-peek", peeked and number(peeked["away"][0])),
+            ("fig-convert", f"{one}=0.9", f"×{number(grown[name, 'x0', '0.9'])}"),
+            ("fig-convert", f"{one}=0.1", f"×{number(grown[name, 'eps', '0.1'])}"),
+            ("fig-frechet", "", narrow and number(narrow["velocity"]["frechet"])),
+            ("fig-frechet", "", wide and number(wide["frechet"])),
+            ("fig-digits", f"setting=wide level={at}", wide and number(wide["error"][-1][at])),
+            ("fig-spiral", f"dim={len(spiral) - 1}", far and number(far["off_manifold"])),
+            ("fig-spiral", "dim=0", near and number(near["manifold_distance"])),
+            ("fig-peek", "peek-at=0", peeked and number(peeked["away"][0])),
         ]
-        linked = "".join(
-            f'<td><a href="#{figure}">{words}</a></td>' if words else "<td>–</td>" for figure, words in cells
-        )
+        linked = "".join(f"<td>{leading(*cell)}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{SHORT[name]}</th>{linked}</tr>')
     return "".join(rows)

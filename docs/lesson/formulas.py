@@ -69,29 +69,6 @@ def schedules() -> dict[str, dict[str, Any]]:
     return found
 
 
-def targets() -> dict[str, dict[str, str]]:
-    """The targets y = p x0 + q ε, and by how much an error in y grows in x0 and in ε."""
-    columns = ("label", "p", "q", "in_x0", "in_eps", "words")
-    rows = {
-        "x0": ("x₀", "1", "0", "1", r"\alpha/\sigma", "the clean data"),
-        "eps": ("ε", "0", "1", r"\sigma/\alpha", "1", "the noise that was added"),
-        "v": (
-            *("v", r"-\sigma", r"\alpha", r"\sigma/(\alpha^2+\sigma^2)", r"\alpha/(\alpha^2+\sigma^2)"),
-            "the noise turned against the data by the angle of t (Salimans and Ho); not the flow's velocity",
-        ),
-        "velocity": (
-            *("velocity", r"\dot\alpha", r"\dot\sigma"),
-            *(r"\sigma/|\alpha\dot\sigma-\sigma\dot\alpha|", r"\alpha/|\alpha\dot\sigma-\sigma\dot\alpha|"),
-            "how fast x_t moves as t grows; on rectified flow the noise less the data",
-        ),
-        "score": (
-            *("score", "0", r"-1/\sigma", r"\sigma^2/\alpha", r"\sigma"),
-            "the direction in which x_t becomes more probable, −ε/σ; infinite where there is no noise",
-        ),
-    }
-    return {name: dict(zip(columns, row, strict=True)) for name, row in rows.items()}
-
-
 class Row(NamedTuple):
     """A weighting, and the setting that it is drawn in.
 
@@ -168,7 +145,7 @@ ROWS = (
 
 
 def weightings(u: Tensor | None = None) -> list[dict[str, Any]]:
-    """Every weighting at :data:`LAMBDA`: m_x, w = p(λ) m_ε by which two objectives are one, and w_x = p(λ) m_x.
+    """Every weighting at :data:`LAMBDA`: m_x and w = p(λ) m_ε, by which two objectives are one.
 
     Args:
         u: EDM2's learned logarithm of the loss, at the same log-SNRs; 0 if not given.
@@ -199,6 +176,5 @@ def _drawn(row: Row, u: Tensor | None) -> dict[str, Any]:
         "source": row.source,
         "m_x": rounded(m_x),
         "w": _to_one(w),
-        "w_x": _to_one(w * torch.exp(LAMBDA)),
     }
     return found if u is None else found | {"u": rounded(u)}

@@ -176,9 +176,11 @@ window.lesson = (() => {
     charts[name].mark.setAttribute("d", `M${at.toFixed(1)} ${top}V${bottom}`);
   }
 
+  const chosen = (id) => byId(id).selectedOptions[0].textContent;
+
   // One live region, which speaks when nothing has moved for a while.
   let pending = 0;
-  let quiet = true; // until something is moved
+  let quiet = true; // but for the figure whose control was moved
   function say(words) {
     if (quiet) return;
     clearTimeout(pending);
@@ -191,9 +193,26 @@ window.lesson = (() => {
     write(slider.id, words);
   }
 
-  function follow(ids, render) {
-    ids.forEach((id) => byId(id).addEventListener("input", () => { quiet = false; render(); }));
+  // A figure is drawn anew when any of these moves, and told of when the control is its own.
+  function follow(figure, ids, render) {
+    ids.forEach((id) => byId(id).addEventListener("input", () => {
+      quiet = !byId(figure).contains(byId(id));
+      render();
+      quiet = true;
+    }));
     render();
+  }
+
+  // A number of the summary leads to its figure as it is there.
+  function links() {
+    const {elements} = document.forms[0];
+    document.querySelectorAll("a[data-set]").forEach((link) => link.addEventListener("click", () => {
+      for (const [name, value] of link.dataset.set.split(" ").map((pair) => pair.split("="))) {
+        const control = elements[name];
+        control.value = value;
+        (control instanceof RadioNodeList ? control[0] : control).dispatchEvent(new Event("input", {bubbles: true}));
+      }
+    }));
   }
 
   // The value that is drawn white.
@@ -216,7 +235,7 @@ window.lesson = (() => {
       paint(`noise-${name}`, y ? greys(y, spanOf(name, c.sigma)) : null);
       write(`noise-${name}`, y ? `rms ${number(lesson.rms(y))}` : "infinite here");
     }
-    say(`t = ${t.toFixed(2)}: ${outputs["noise-mix"].textContent}`);
+    say(`Digit ${chosen("digit")}, ${chosen("draw")}, t = ${t.toFixed(2)}: ${outputs["noise-mix"].textContent}`);
   }
 
   // 2
@@ -302,7 +321,9 @@ window.lesson = (() => {
       for (let i = 0; pictures[`drawn-${name}-${i}`]; i += 1) paint(`drawn-${name}-${i}`, run.samples[i].map(shade));
     }
     const ends = Object.entries(runs).map(([name, run]) => `${names[name]} ${number(run.error.at(-1)[at])}`);
-    say(`Error of x₀ at t = ${levels[at]}, at the end of training: ${ends.join(", ")}`);
+    const words = `Error of x₀ at t = ${levels[at].toFixed(2)}, at the end of training: ${ends.join(", ")}`;
+    write("training-words", words);
+    say(words);
   }
 
   const side = 180;
@@ -343,8 +364,10 @@ window.lesson = (() => {
       }
     }
     mark("away", t[at]);
-    const words = Object.entries(runs).map(([name, run]) => `${names[name]} ${number(run.away[at])}`);
-    say(`t = ${t[at].toFixed(2)}; distance of the believed x₀ from the end: ${words.join(", ")}`);
+    const away = Object.entries(runs).map(([name, run]) => `${names[name]} ${number(run.away[at])}`);
+    const words = `Distance of the believed x₀ from the end at t = ${t[at].toFixed(2)}: ${away.join(", ")}`;
+    write("peek-words", words);
+    say(`Sample ${Number(sample) + 1}. ${words}`);
   }
 
   // 6
@@ -403,13 +426,14 @@ window.lesson = (() => {
   document.forms[0].reset();
   document.forms[0].addEventListener("submit", (event) => event.preventDefault());
   document.documentElement.classList.add("live");
-  follow(["digit", "draw", "noise-t", "noise-schedule"], noiseFigure);
-  follow(["digit", "draw", "sources", "convert-t", "convert-error", "convert-schedule"], convertFigure);
-  follow(["hybrid", "hybrid-times"], weightFigure);
+  follow("fig-noise", ["digit", "draw", "noise-t", "noise-schedule"], noiseFigure);
+  follow("fig-convert", ["digit", "draw", "sources", "convert-t", "convert-error", "convert-schedule"], convertFigure);
+  follow("fig-weights", ["hybrid", "hybrid-times"], weightFigure);
   weightBoxes();
-  follow(["setting", "level"], trainingFigure);
-  follow(["dim"], spiralFigure);
-  follow(["sample", "peek-at"], peekFigure);
-  follow(["example"], confidenceFigure);
+  follow("fig-digits", ["setting", "level"], trainingFigure);
+  follow("fig-spiral", ["dim"], spiralFigure);
+  follow("fig-peek", ["sample", "peek-at"], peekFigure);
+  follow("fig-sure", ["example"], confidenceFigure);
+  links();
   quiz();
 })();

@@ -16,16 +16,16 @@ TARGETS = ("x0", "eps", "v", "velocity")
 LOSSES: dict[str, Any] = {"x0": "x0", "eps": "eps", "velocity": "velocity", "hybrid": {"x0": 1, "eps": 0.1}}
 #: The first of the levels at which errors are measured.
 LOWEST_LEVEL = 0.1
-SPIRAL_TARGETS = ("x0", "eps", "velocity")
+SPIRAL_TARGETS = TARGETS
 
 #: What a reader of the curves has to know.
 DIGITS_NOTE = (
     "One seed each; the same scans, noise and times for all. Rectified flow up to t = 0.98, where an error in ε is "
     "49 times as large in x₀: ε's failure begins there. These are plain networks without a skip connection, which "
     "shows what width does and is harder on ε and velocity than a U-Net would be. The error is that of x₀ on held-out "
-    "scans over the variance of the data: 1 is guessing the mean. It does not rank samples, and with 1,348 scans to "
-    "learn from it rises again as they are learned by heart. The Fréchet distance is the mean over four groups of 449 "
-    "samples, as many as there are held-out scans: theirs is the floor."
+    "scans over the variance of the data: 1 is one grey for all pixels. It does not rank samples. The Fréchet distance "
+    "is the mean over four groups of 449 samples, as many as there are held-out scans. It is to the scans trained on, "
+    "so that a model that copies them scores better than new scans do."
 )
 SAMPLING_NOTE = (
     "The networks 256 wide of the curves, Heun's method in 20 even steps from t = 0.98, all from the same noise. The "
@@ -161,14 +161,15 @@ _CLAIMS = {
     "digits-wide": "In a network 256 wide v and velocity give digits too, x₀ somewhat better ones; ε still fails at "
     "the start",
     "digits-losses": "At width 48 no loss rescues a prediction: the worst loss of x₀ beats the best of all others",
-    "low-noise": "Where there is little noise it is the other way round: x₀ from ε, v or velocity has less error than "
-    "x₀ predicted directly",
+    "low-noise": "On the digits, where there is little noise, it is the other way round: x₀ from ε, v or velocity has "
+    "less error than x₀ predicted directly",
     "sampling": "At the first step the x₀ that ε implies is far from where sampling ends; x₀'s own is a blurred guess",
     "copying": "The wide x₀-model's samples lie closer to scans that it learned from than to as many others: it has "
     "begun to copy. Those of v and velocity hardly do",
     "spiral-2": "In its own plane, D = 2, none fails: all come at least twice as near to the spiral as its mean and "
     "covariance alone",
-    "spiral-512": "In 512 dimensions, twice the width of the network, x₀ stays on the plane; velocity and ε leave it",
+    "spiral-512": "In 512 dimensions, twice the width of the network, x₀ stays on the plane, and v, velocity and ε "
+    "leave it",
     "confidence": "Stated and real errors agree: the network knows where it is unsure",
 }
 

@@ -38,6 +38,7 @@ class Cost:
     """Seconds and bytes of one run; and the floating-point operations of one step of training, where counted.
 
     ``scaled``: the seconds that training would take on so many GPUs, computed (:mod:`.scale`), where it was asked for.
+    ``validate_s``: of measuring the x0-error by noise level, as often as the recipe asks.
     ``kept``: of the bytes, those that a step holds for its backward pass.
     ``computed``: nothing was tried, for want of data; then seconds and bytes are of one such GPU, and only of training.
     """
@@ -170,7 +171,7 @@ class Computed:
                 f"  on {n:>2} {machine.name}: {in_words(time)}, {most / 1e9:.1f} GB of memory each{beyond}"
                 f"{_LIMITED[slowest.bound]}"
             )
-        return [*told, "  samples and scores come on top"]
+        return [*told, "  validation, samples and scores come on top"]
 
 
 def computed(runs: dict[str, RunConfig]) -> Computed | None:
