@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (LessonError, OSError, json.JSONDecodeError) as error:
         print(f"the lesson was not made: {error}", file=sys.stderr)
         return 2
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         print(f"the lesson was not made: {given.data} lacks {error}; make it anew with data.py", file=sys.stderr)
         return 2
     print(f"{given.out}: {size / 1e6:.2f} MB")

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -315,56 +315,81 @@ def run_in_workers(
         digests: of each run's data, by run name: what a worker finds must be these.
         save_every: seconds between checkpoints.
     """
-    events: Events = queue.SimpleQueue()
-    waiting = list(runs)
-    workers: set[Worker] = set()
-    lost: Counter[str] = Counter()
+    _Shift(runs, out, pool, watch, stop, digests, save_every).work()
 
-    def add(device: str) -> None:
-        worker = pool.worker(events, device)
-        workers.add(worker)
-        give(worker)
 
-    def give(worker: Worker) -> None:
-        if not waiting or stop():
+@dataclass
+class _Shift:
+    """The runs that wait, the workers that do the others, and what these tell."""
+
+    runs: dict[str, RunConfig]
+    out: Path
+    pool: Pool
+    watch: Watch
+    stop: Callable[[], bool]
+    digests: dict[str, str]
+    save_every: float
+    events: Events = field(default_factory=queue.SimpleQueue)
+    workers: set[Worker] = field(default_factory=set)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.runs)
+
+    def work(self) -> None:
+        try:
+            for device in self.pool.on.devices:
+                self.add(device)
+            ending = False
+            while self.workers:
+                if self.stop() and not ending:
+                    ending = True
+                    for worker in self.workers:
+                        worker.end()
+                found = _next(self.events)
+                if found is not None:
+                    self.hear(*found)
+        finally:
+            _end_all(self.workers)
+
+    def add(self, device: str) -> None:
+        worker = self.pool.worker(self.events, device)
+        self.workers.add(worker)
+        self.give(worker)
+
+    def give(self, worker: Worker) -> None:
+        """The next run, or the end."""
+        if not self.waiting or self.stop():
             worker.run = None
             worker.end()
             return
-        worker.run = run = waiting.pop(0)
-        told = {"device": worker.device, "threads": pool.on.threads, "save_every": save_every}
-        folder = str((out / run).absolute())
-        worker.start({"run": run, "config": runs[run].to_dict(), "folder": folder, "digest": digests[run], **told})
+        worker.run = run = self.waiting.pop(0)
+        told = {"device": worker.device, "threads": self.pool.on.threads, "save_every": self.save_every}
+        folder, digest = str((self.out / run).absolute()), self.digests[run]
+        worker.start({"run": run, "config": self.runs[run].to_dict(), "folder": folder, "digest": digest, **told})
 
-    try:
-        for device in pool.on.devices:
-            add(device)
-        ending = False
-        while workers:
-            if stop() and not ending:
-                ending = True
-                for worker in workers:
-                    worker.end()
-            found = _next(events)
-            if found is None:
-                continue
-            worker, event = found
-            if event is None:
-                workers.discard(worker)
-                if worker.run and not stop():
-                    lost[worker.run] += 1
-                    _bury(worker.run, worker.fate(), lost[worker.run], pool.losses, waiting, watch)
-                if waiting and not stop():
-                    add(worker.device)
-            elif event["event"] == "progress":
-                watch.progress(event["run"], event["step"])
-            elif event["event"] == "stopped" and not stop():
-                waiting.insert(0, event["run"])  # somebody ended the worker alone; another goes on from its state
-                worker.run = None
-            else:
-                _report(event, watch)
-                give(worker)
-    finally:
-        _end_all(workers)
+    def hear(self, worker: Worker, event: dict[str, Any] | None) -> None:
+        """What a worker tells; None is its end."""
+        if event is None:
+            self.end(worker)
+        elif event["event"] == "progress":
+            self.watch.progress(event["run"], event["step"])
+        elif event["event"] == "stopped" and not self.stop():
+            self.waiting.insert(0, event["run"])  # somebody ended the worker alone; another goes on from its state
+            worker.run = None
+        else:
+            _report(event, self.watch)
+            self.give(worker)
+
+    def end(self, worker: Worker) -> None:
+        """Another in its place, as long as there are runs."""
+        self.workers.discard(worker)
+        if worker.run and not self.stop():
+            self.lost[worker.run] += 1
+            losses = self.lost[worker.run]
+            _bury(worker.run, worker.fate(), losses, self.pool.losses, self.waiting, self.watch)
+        if self.waiting and not self.stop():
+            self.add(worker.device)
 
 
 def _next(events: Events) -> tuple[Worker, dict[str, Any] | None] | None:
