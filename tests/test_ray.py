@@ -154,7 +154,7 @@ def test_a_run_that_is_stopped_or_loses_its_worker_goes_on_from_its_checkpoint(c
     assert not watch.failures
     assert watch.rows[run]["status"] == "finished"
     done = collections.Counter(who())
-    assert len(done) == 4
+    assert len({process for process, _ in done}) == 4  # one whose parent was killed may end under another
     last = who()[-1]
     assert at[0] < at[1] < at[2]
     assert done[last] <= steps - at[2]  # it did not begin again
